@@ -1,0 +1,94 @@
+"""Where a report goes: stdout or a file, in the format the flags or the file's extension name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from graphmem.errors import GraphmemError
+from graphmem.report import Report
+
+_BY_EXTENSION = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "text", ".html": "html"}
+#: Without a terminal there is no width to fit; this suits files and logs.
+_PIPE_WIDTH = 120
+
+
+def choose_format(flag: str | None, output: Path | None) -> str:
+    """The format, with ``-o``'s extension and the flags in agreement, and the file known to be writable before any work.
+
+    Raises:
+        GraphmemError: an unknown extension, flags that disagree, or a file that cannot be written.
+    """
+    if output is None:
+        return flag or "text"
+    named = _BY_EXTENSION.get(output.suffix.lower())
+    if named is None and flag is None:
+        raise GraphmemError(f"-o {output}: the extension says the format; use one of {', '.join(_BY_EXTENSION)}")
+    if named and flag and named != flag:
+        raise GraphmemError(f"-o {output} is {named} by its extension, but --{flag} asks for {flag}; drop one of them")
+    if output.is_dir() or not output.parent.is_dir():
+        what = "is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
+        raise GraphmemError(f"-o {output}: {what}; name a file that can be written")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise GraphmemError(f"-o {output}: cannot be written (permission denied); choose another place")
+    return flag or named or "text"
+
+
+def render(report: Report, format: str, *, width: int | None, color: bool, explain: bool) -> str:
+    """The report in ``format``."""
+    if format == "json":
+        from graphmem.views import json
+
+        return json.render(report)
+    if format == "csv":
+        from graphmem.views import csv
+
+        return csv.render(report)
+    if format == "markdown":
+        from graphmem.views import markdown
+
+        return markdown.render(report, explain=explain)
+    if format == "html":
+        from graphmem.views import html
+
+        return html.page(report)
+    from graphmem.views import terminal
+
+    return terminal.render(report, width=width or _PIPE_WIDTH, color=color, explain=explain)
+
+
+def write(report: Report, format: str, output: Path | None, *, quiet: bool, explain: bool) -> None:
+    """Print the report, or put it in ``output`` all at once: a reader never sees half a file."""
+    if output is None:
+        width, color = _terminal()
+        sys.stdout.write(render(report, format, width=width, color=color, explain=explain))
+        sys.stdout.flush()
+        return
+    text = render(report, format, width=None, color=False, explain=explain)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, output)
+    except OSError as error:
+        raise GraphmemError(f"-o {output}: cannot be written ({error.strerror}); choose another place") from error
+    if not quiet:
+        print(f"graphmem: wrote {output}", file=sys.stderr)
+
+
+def _terminal() -> tuple[int | None, bool]:
+    """(columns, colour) of stdout: COLUMNS wins, NO_COLOR and dumb terminals switch colour off."""
+    columns = os.environ.get("COLUMNS", "")
+    terminal = sys.stdout.isatty()
+    width = int(columns) if columns.isdigit() and int(columns) > 0 else (os.get_terminal_size().columns if terminal else None)
+    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return width, color
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

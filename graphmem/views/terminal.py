@@ -1,0 +1,96 @@
+"""A Report as text for a terminal, a pipe or a .txt file."""
+
+from __future__ import annotations
+
+import io
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as Grid
+from rich.text import Text
+
+from graphmem.report import Report, Section, Table
+from graphmem.views.cells import cell_text, figure_text
+
+
+def render(report: Report, *, width: int = 100, color: bool = False, explain: bool = False) -> str:
+    """The report in ``width`` columns. Tables too wide for it become one ``column: value`` list a row, never cut numbers."""
+    out = io.StringIO()
+    console = Console(
+        file=out, width=width, force_terminal=color, color_system="standard" if color else None, highlight=False, emoji=False, markup=False
+    )
+    console.print(Text(report.target, style="bold"), soft_wrap=True)
+    console.print(Text(report.origin, style="dim"), soft_wrap=True)
+    for section in report.sections:
+        _section(console, section, explain)
+    for note in report.notes:
+        console.print(Text(f"Note: {note}", style="dim"))
+    for warning in report.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    return out.getvalue()
+
+
+def _section(console: Console, section: Section, explain: bool) -> None:
+    console.print()
+    if section.name:
+        console.rule(Text(section.name, style="bold"), align="left", characters="─")
+    for figure in section.figures:
+        line = Text(f"{figure.title}: ", style="bold")
+        line.append(figure_text(figure), style="none")
+        line.append(f"  [{figure.basis}]", style="dim")
+        console.print(line)
+        if explain and figure.explain:
+            console.print(Text(f"    = {figure.explain}", style="dim"))
+    for table in section.tables:
+        _table(console, table, explain)
+
+
+def _table(console: Console, table: Table, explain: bool) -> None:
+    console.print()
+    title = Text(table.title, style="bold")
+    title.append(f"  [{table.basis}]", style="dim")
+    console.print(title)
+    if table.rows:
+        grid = _grid(table)
+        if Measurement.get(console, console.options, grid).minimum > console.width or _least_width(table) > console.width:
+            _list(console, table)
+        else:
+            console.print(grid)
+    for note in table.notes:
+        console.print(Text(f"  {note}", style="dim"))
+    if explain:
+        for line in table.explain:
+            console.print(Text(f"    = {line}", style="dim"))
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(box=SIMPLE_HEAD, show_footer=table.total is not None, pad_edge=False, show_edge=False)
+    for position, column in enumerate(table.columns):
+        footer = cell_text(table.total[position], column) if table.total and table.total[position] is not None else ""
+        text = column.unit == "text"
+        grid.add_column(
+            column.title, Text(footer), justify="left" if text else "right", no_wrap=not text, overflow="fold", footer_style="bold"
+        )
+    for row in table.rows:
+        grid.add_row(*(Text(cell_text(value, column)) for value, column in zip(row, table.columns, strict=True)))
+    return grid
+
+
+def _least_width(table: Table) -> int:
+    """Columns the table needs with every number whole and text folded to no less than sixteen."""
+    width = 0
+    for position, column in enumerate(table.columns):
+        cells = [cell_text(row[position], column) for row in (*table.rows, *([table.total] if table.total else []))]
+        longest = max(len(text) for text in cells)
+        width += min(longest, 16) if column.unit == "text" else max(longest, *map(len, column.title.split()))
+    return width + 3 * (len(table.columns) - 1)
+
+
+def _list(console: Console, table: Table) -> None:
+    for row in (*table.rows, *([table.total] if table.total else [])):
+        first, *rest = zip(row, table.columns, strict=True)
+        console.print(Text(cell_text(*first), style="bold"))
+        for value, column in rest:
+            if value is not None:
+                console.print(Text(f"  {column.title}: {cell_text(value, column)}"))
