@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w.-]+)?$")
+_HUB_LINK = re.compile(r"^https?://[^/]+/(?P<id>[\w.-]+/[\w.-]+)")
 _HUB_FILE = re.compile(r"^(?P<id>[\w][\w.-]*/[\w.-]+)/(?P<path>.+)$")
 
 
@@ -45,6 +46,10 @@ def load(target: str | Path | torch.nn.Module, access: Access = Access()) -> Che
     if not isinstance(target, str | Path):
         return _from_module(target)
     text = str(target)
+    if not text:
+        raise TargetError("the target is empty: give a Hub id (owner/name), a path, or a module")
+    if link := _HUB_LINK.match(text):
+        raise TargetError(f"{text} is a link; give the Hub id: {link['id']}")
     path = Path(text).expanduser()
     if path.exists():
         return _from_path(path, text, access)
