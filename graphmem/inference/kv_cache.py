@@ -16,6 +16,7 @@ _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpe
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 _HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
 _HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "n_embed")
+_KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_target_positions", "max_sequence_length",
 )  # fmt: skip
@@ -26,6 +27,12 @@ _SLIDING = {"sliding_attention", "sliding_window_attention", "local", "local_att
 _CHUNKED = {"chunked_attention"}
 _STATE = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "M", "kda", "ssm", "short_conv"}
 _NOTHING = {"mlp", "moe", "-", "E"}
+
+#: Alternation that released configs leave to the defaults of transformers' config classes: every n-th layer sees everything.
+_DEFAULT_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "olmo3": 4, "cohere2": 4}
+
+#: Keys that change the cache in ways not worked out here; a config that has one gets no number rather than a wrong one.
+_UNKNOWN_KEYS = ("compress_ratios",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +86,30 @@ class NoCache:
     missing: bool = False
 
 
+class _NotWhole(Exception):
+    """A size in the config that is no whole number above zero (three published configs carry Infinity)."""
+
+
 def cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
     """The cache layout that ``config`` (a config.json, or a GGUF header put in its terms) implies."""
+    try:
+        return _cache_layout(config)
+    except _NotWhole as error:
+        return NoCache(str(error), missing=True)
+
+
+def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
     text = text_config(config)
     if not text:
         return NoCache("no config beside the weights", missing=True)
+    if config.get("_class_name"):
+        return NoCache(f"{config['_class_name']} generates no tokens, so it keeps no cache")
     architectures = [str(name) for name in config.get("architectures") or text.get("architectures") or ()]
-    generates = any(name.endswith(_GENERATIVE) for name in architectures)
-    if architectures and not generates and "num_key_value_heads" not in text:
+    generates = any(name.endswith(_GENERATIVE) for name in architectures) or config.get("is_encoder_decoder")
+    if architectures and not generates and not any(key in text for key in _KV_HEAD_KEYS):
         return NoCache(f"{architectures[0]} generates no tokens, so it keeps no cache")
+    if unknown := next((key for key in _UNKNOWN_KEYS if text.get(key)), None):
+        return NoCache(f"the config's {unknown} changes the cache in a way graphmem does not know", missing=True)
     count = _whole(text, _LAYER_KEYS) if not text.get("num_decoder_layers") else _whole(text, ("num_decoder_layers",))
     if count is None:
         return NoCache("the config names no layer count", missing=True)
@@ -102,11 +124,13 @@ def cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
         if isinstance(layer, NoCache):
             return layer
         layers.append(layer)
-    layers = _without_shared(layers, text, notes)
     context = _whole(text, _CONTEXT_KEYS)
     _window_notes(layers, text, context, notes)
+    layers = _without_shared([_unwindowed(layer, context) for layer in layers], text, notes)
     if text.get("index_head_dim"):
         notes.append(f"the sparse-attention indexer keeps {text['index_head_dim']} more values a token and layer, not counted here")
+    if crossing := sum(1 for layer in layers if layer.kind == "image cross-attention"):
+        notes.append(f"{crossing} cross-attention layers keep keys and values of image tokens, not counted here")
     if states := sum(1 for layer in layers if layer.kind == "state"):
         notes.append(f"{states} state-space or linear-attention layers keep a state of fixed size for each sequence, not counted here")
     cross = 0
@@ -117,10 +141,13 @@ def cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
 
 
 def _whole(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """The first of ``keys`` that holds a size; null, false, 0 and lists (one entry a layer) count as absent."""
     for key in keys:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
+        if value and not isinstance(value, list | bool):
+            raise _NotWhole(f"the config's {key} is {value}, not a whole number above zero")
     return None
 
 
@@ -144,7 +171,11 @@ class _Heads:
         )
         if one and "num_key_value_heads" not in text:
             self._kv = 1
-        self.size = _whole(text, ("head_dim", "kv_channels", "d_kv", "attention_head_dim")) or (hidden // self.heads if hidden and self.heads else None)
+        self.size = _whole(text, ("head_dim", "attention_head_dim", "kv_channels", "d_kv"))
+        if self.size is None and hidden and self.heads:
+            self.size = hidden // self.heads
+        if self.size and text.get("num_mem_blocks") and not text.get("attention_head_dim"):
+            self.size *= 2  # Zamba's shared block attends over the hidden state and the embedding side by side
         self.value_size = _whole(text, ("v_head_dim",)) or self.size
 
     def of(self, number: int, sliding: bool) -> tuple[int, int, int] | None:
@@ -167,7 +198,7 @@ class _Heads:
 def _layer_kinds(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str] | None:
     """One word a layer, in the config's own vocabulary; None (and a note that says why) if it uses an unknown one."""
     kinds = _spelled_out(text, count) or _by_rule(text, count)
-    known = _FULL | _SLIDING | _CHUNKED | _STATE | _NOTHING
+    known = _FULL | _SLIDING | _CHUNKED | _STATE | _NOTHING | {"image_cross_attention"}
     for kind in kinds:
         if kind not in known:
             notes.append(f"the config has layers of type {kind!r}, which graphmem does not know")
@@ -191,6 +222,15 @@ def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
     kinds = text.get("attn_type_list")
     if isinstance(kinds, list):  # MiniMax: 1 is softmax attention, 0 lightning attention
         return ["full_attention" if kind else "linear_attention" for kind in kinds]
+    for key in ("full_attn_idxs", "attn_layer_indices"):  # LFM2, Bamba: the attention layers; the others convolve or recur
+        if isinstance(text.get(key), list):
+            return ["full_attention" if number in text[key] else "conv" for number in range(count)]
+    linear = text.get("linear_attn_config")
+    if isinstance(linear, Mapping) and isinstance(linear.get("full_attn_layers"), list):  # Kimi Linear, counted from 1
+        return ["full_attention" if number + 1 in linear["full_attn_layers"] else "kda" for number in range(count)]
+    crossing = text.get("cross_attention_layers")
+    if isinstance(crossing, list):  # Mllama
+        return ["image_cross_attention" if number in crossing else "full_attention" for number in range(count)]
     hybrid = text.get("hybrid_layer_pattern")
     if isinstance(hybrid, list):  # MiMo-V2-Flash: 1 is sliding
         return ["sliding_attention" if kind else "full_attention" for kind in hybrid]
@@ -216,12 +256,9 @@ def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
     window = text.get("sliding_window")
     if not window or text.get("use_sliding_window") is False:
         return ["full_attention"] * count
-    model_type = str(text.get("model_type", ""))
     pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
-    if pattern is None and model_type.startswith("gemma3"):
-        pattern = 6  # Gemma3TextConfig's default; released configs leave it out
-    if pattern is None and model_type.startswith("gemma2"):
-        pattern = 2  # in the code of Gemma 2, no key at all
+    if pattern is None:
+        pattern = _DEFAULT_PERIODS.get(str(text.get("model_type", "")))
     if isinstance(pattern, int) and pattern > 1:
         return ["full_attention" if (n + 1) % pattern == 0 else "sliding_attention" for n in range(count)]
     if text.get("use_sliding_window"):  # Qwen 2: only the layers from max_window_layers on
@@ -233,6 +270,8 @@ def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
 def _layer(kind: str, number: int, text: Mapping[str, Any], heads: _Heads) -> CacheLayer | NoCache:
     if kind in _STATE:
         return CacheLayer("state", 0, None, "")
+    if kind == "image_cross_attention":
+        return CacheLayer("image cross-attention", 0, None, "")
     if kind in _NOTHING:
         return CacheLayer("no-cache", 0, None, "")
     window = None
@@ -253,6 +292,13 @@ def _layer(kind: str, number: int, text: Mapping[str, Any], heads: _Heads) -> Ca
     return CacheLayer(name, kv * (size + value_size), window, f"{kv} KV heads × ({size} K + {value_size} V)")
 
 
+def _unwindowed(layer: CacheLayer, context: int | None) -> CacheLayer:
+    """A window no smaller than the context never drops a token: full attention."""
+    if layer.window is None or context is None or layer.window < context:
+        return layer
+    return CacheLayer("full", layer.elements, None, layer.arithmetic)
+
+
 def _without_shared(layers: list[CacheLayer], text: Mapping[str, Any], notes: list[str]) -> list[CacheLayer]:
     shared = text.get("num_kv_shared_layers")
     if not isinstance(shared, int) or not 0 < shared < len(layers):
@@ -262,6 +308,8 @@ def _without_shared(layers: list[CacheLayer], text: Mapping[str, Any], notes: li
 
 
 def _window_notes(layers: list[CacheLayer], text: Mapping[str, Any], context: int | None, notes: list[str]) -> None:
+    if unplaced := text.get("unplaced_sliding_window"):
+        notes.append(f"the file names a sliding window of {unplaced:,} but not which layers use it: counted as full attention")
     window = text.get("sliding_window")
     if not window:
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 from graphmem.checkpoint import ModelSpec, TensorSpec
 from graphmem.errors import CheckpointError, TargetError
+from graphmem.sources.gguf_config import config_of
 from graphmem.sources.gguf_header import read_gguf
 from graphmem.sources.index import Index, read_index, total_size_warning
 from graphmem.sources.jsonfile import read_object
@@ -150,7 +151,7 @@ def _compare_with_index(index: Index, tensors: Mapping[str, TensorSpec], finding
 def _read_gguf(repository: Repository, layout: Layout, name: str) -> ModelSpec:
     parts = map_concurrently(lambda path: read_gguf(repository, path), layout.files, repository.workers)
     tensors = _merge([tensors for _, tensors in parts])
-    return ModelSpec(tuple(tensors.values()), {"gguf": parts[0][0]}, name)
+    return ModelSpec(tuple(tensors.values()), config_of(parts[0][0]), name)
 
 
 def _read_pickle(
