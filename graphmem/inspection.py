@@ -67,6 +67,8 @@ class _Model:
 
 
 def _section(spec: ModelSpec, detail: Detail) -> tuple[Section, tuple[str, ...]]:
+    if not spec.tensors and spec.declared_bytes is not None:
+        return _declared(spec), ()
     stored, warnings = stored_tensors(spec)
     roles = components(spec.tensors)
     ties = find_ties(spec, stored, roles)
@@ -79,12 +81,18 @@ def _section(spec: ModelSpec, detail: Detail) -> tuple[Section, tuple[str, ...]]
         *([module_tree(tensors, spec.basis, detail.depth)] if detail.depth is not None else []),
         _loading(model),
         *_loaders(model),
-        *_cache(model),
+        *_cache(spec),
         _training(model),
         *([_ties(model)] if ties else []),
         *([_tensors(model)] if detail.tensors else []),
     ]
     return Section(spec.name, _figures(model), tuple(tables)), warnings
+
+
+def _declared(spec: ModelSpec) -> Section:
+    """A checkpoint of which an index tells the total and nothing tells the shapes."""
+    total = Figure("bytes", "Stored", spec.declared_bytes, "bytes", "read", f"metadata.total_size of {spec.declared_by}")
+    return Section(spec.name, (total, *_cache_figures(spec)), tuple(_cache(spec)))
 
 
 def _figures(model: _Model) -> tuple[Figure, ...]:
@@ -101,7 +109,7 @@ def _figures(model: _Model) -> tuple[Figure, ...]:
         figures.append(Figure("scale_bytes", "of which scales", by_kind["scale"], "bytes", basis))
     if by_kind["buffer"]:
         figures.append(Figure("buffer_bytes", "of which buffers", by_kind["buffer"], "bytes", basis))
-    figures += _cache_figures(model)
+    figures += _cache_figures(spec)
     return tuple(figures)
 
 
@@ -238,8 +246,8 @@ def _loaders(model: _Model) -> list[Table]:
     return [Table("loaders", "Loading, quantized by a real loader", columns, tuple(rows), "formula", notes=(note,), explain=tuple(explain))]
 
 
-def _cache_figures(model: _Model) -> list[Figure]:
-    layout = cache_layout(model.spec.config)
+def _cache_figures(spec: ModelSpec) -> list[Figure]:
+    layout = cache_layout(spec.config)
     if isinstance(layout, NoCache):
         return []
     figures = [
@@ -259,8 +267,8 @@ def _cache_figures(model: _Model) -> list[Figure]:
     return figures
 
 
-def _cache(model: _Model) -> list[Table]:
-    layout = cache_layout(model.spec.config)
+def _cache(spec: ModelSpec) -> list[Table]:
+    layout = cache_layout(spec.config)
     columns = (
         Column("layers", "KV cache, 16-bit"),
         Column("count", "Layers", "count"),
@@ -271,7 +279,7 @@ def _cache(model: _Model) -> list[Table]:
     if isinstance(layout, NoCache):
         # Where nothing is known of a model but its tensors (a live module, a bare file), there is nothing to say.
         note = f"cannot be told: {layout.reason}" if layout.missing else layout.reason
-        return [Table("kv_cache", "KV cache", columns, (), "formula", notes=(note,))] if model.spec.config else []
+        return [Table("kv_cache", "KV cache", columns, (), "formula", notes=(note,))] if spec.config else []
     kinds: dict[tuple[str, int | None, str], list[int]] = {}
     for layer in layout.layers:
         kinds.setdefault((layer.kind, layer.window, layer.arithmetic), []).append(layer.elements)

@@ -177,7 +177,7 @@ def test_an_index_whose_total_is_of_another_dtype(tmp_path: Path) -> None:
     index = sharded(llama_tensors(dtype="F32"), 2)[INDEX]
     report = graphmem.inspect(write_all(tmp_path, {"config.json": config_bytes(), INDEX: index}))
     assert report["bytes"] == 4 * LLAMA_PARAMETERS
-    assert f"{INDEX}: the config says BF16, but the total is that of F32: stored as F32" in report.notes
+    assert f"{INDEX}: the config says BF16, and the total is that of F32: counted so" in report.notes
     assert report.warnings == ()
 
 

@@ -29,7 +29,7 @@ _STATE = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "M", "kda"
 _NOTHING = {"mlp", "moe", "-", "E"}
 
 #: Alternation that released configs leave to the defaults of transformers' config classes: every n-th layer sees everything.
-_DEFAULT_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "olmo3": 4, "cohere2": 4}
+_DEFAULT_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "olmo3": 4, "cohere2": 4, "gpt_oss": 2}
 
 #: Keys that change the cache in ways not worked out here; a config that has one gets no number rather than a wrong one.
 _UNKNOWN_KEYS = ("compress_ratios",)

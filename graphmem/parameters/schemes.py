@@ -40,7 +40,7 @@ class Scheme:
     source: str
 
 
-_U8, _I8, _I32 = SAFETENSORS["U8"], SAFETENSORS["I8"], SAFETENSORS["I32"]
+_U8, _I8, _I32, _U32 = (SAFETENSORS[name] for name in ("U8", "I8", "I32", "U32"))
 _F16, _F32, _F8, _E8M0 = (SAFETENSORS[name] for name in ("F16", "F32", "F8_E4M3", "F8_E8M0"))
 
 
@@ -101,6 +101,20 @@ def awq(bits: int, group: int) -> Layout:
             Part(".qweight", (inp, packed), _I32, True),
             Part(".qzeros", (groups, packed), _I32),
             Part(".scales", (groups, out), _F16),
+        )
+
+    return layout
+
+
+def mlx(bits: int, group: int) -> Layout:
+    """MLX's affine quantization: packed into uint32, a 16-bit scale and bias a group."""
+
+    def layout(out: int, inp: int) -> tuple[Part, ...]:
+        groups = (out, _blocks(inp, group))
+        return (
+            Part(".weight", (out, _blocks(inp * bits, 32)), _U32, True),
+            Part(".scales", groups, _F16),
+            Part(".biases", groups, _F16),
         )
 
     return layout

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphmem.dtypes import SAFETENSORS
-from graphmem.parameters.schemes import SCHEMES, Layout, Part, awq, fp8_block, gptq
+from graphmem.parameters.schemes import SCHEMES, Layout, Part, awq, fp8_block, gptq, mlx
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,6 +63,8 @@ def layout_of(config: Mapping[str, Any]) -> StoredLayout | None:
         return StoredLayout(awq(bits, group), ".qweight")
     if method == "fp8" and quantization.get("weight_block_size"):
         return StoredLayout(fp8_block(*quantization["weight_block_size"]), ".weight_scale_inv")
+    if not method and "bits" in quantization and "group_size" in quantization:  # MLX names no method
+        return StoredLayout(mlx(bits, group), ".scales")
     if method == "mxfp4":
         return StoredLayout(schemes["mxfp4"], "_blocks", stacked=True)
     return None

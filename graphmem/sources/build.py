@@ -7,9 +7,9 @@ here are the checkpoint's: transformers' own conversion tables are run backwards
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphmem.checkpoint import ModelSpec, TensorSpec
@@ -117,12 +117,18 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
     tensors, unknown = _named_tensors(index, stored, model, config)
     declared = index.declared_bytes()
     tensors = _with_declared_dtype(tensors, declared, config, index.path, findings)
+    counted = sum(tensor.nbytes for tensor in tensors)
+    # A sum that misses a tenth of the checkpoint would be read as its size.
+    if unknown and (2 * len(unknown) > len(index.shards) or (declared or 0) * 0.9 > counted):
+        raise UnsupportedError(
+            f"{index.path}: config.json does not describe these tensors: {len(unknown)} of {len(index.shards)} are unknown to "
+            f"{type(model).__name__}, first {unknown[0]!r}"
+        )
     if unknown:
         findings.warnings.append(
             f"{index.path}: {len(unknown)} of {len(index.shards)} tensors are unknown to transformers' class and not counted, "
             f"first {unknown[0]!r}"
         )
-    counted = sum(tensor.nbytes for tensor in tensors)
     if declared is not None and counted != declared:
         findings.warnings.append(f"{index.path}: metadata.total_size says {declared:,} bytes, the tensors counted take {counted:,} ({counted - declared:+,})")
     return ModelSpec(tuple(tensors), config, name, "built", ties, declared, index.path)
@@ -302,15 +308,16 @@ def _with_declared_dtype(
     if declared is None or sum(tensor.nbytes for tensor in tensors) == declared:
         return tensors
     said = SAFETENSORS[from_torch(stored_dtype(config)).name]
-    for other in (SAFETENSORS["F32"], SAFETENSORS["BF16"]):
-        recast = [_recast(tensor, said, other) for tensor in tensors]
-        if other != said and sum(tensor.nbytes for tensor in recast) == declared:
-            findings.notes.append(f"{file}: the config says {said}, but the total is that of {other}: stored as {other}")
+    former = SAFETENSORS["F32"]
+    for other, buffers in ((SAFETENSORS["F32"], former), (SAFETENSORS["BF16"], former), (said, said)):
+        recast = [_recast(tensor, said, other, buffers) for tensor in tensors]
+        if sum(tensor.nbytes for tensor in recast) == declared:
+            what = f"{other}" if other != said else f"{said}, its RoPE buffers too"
+            findings.notes.append(f"{file}: the config says {said}, and the total is that of {what}: counted so")
             return recast
     return tensors
 
 
-def _recast(tensor: TensorSpec, said: DType, other: DType) -> TensorSpec:
-    if tensor.dtype != said or re.search(r"inv_freq$", tensor.name):
-        return tensor
-    return TensorSpec(tensor.name, tensor.shape, other, tensor.is_buffer, tensor.trainable, tensor.module_classes, tensor.file)
+def _recast(tensor: TensorSpec, said: DType, other: DType, buffers: DType) -> TensorSpec:
+    dtype = buffers if tensor.name.endswith("inv_freq") else other if tensor.dtype == said else tensor.dtype
+    return replace(tensor, dtype=dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphmem.checkpoint import ModelSpec, TensorSpec
-from graphmem.errors import CheckpointError, TargetError
+from graphmem.errors import CheckpointError, MissingExtraError, TargetError, UnsupportedError
 from graphmem.sources.gguf_config import config_of
 from graphmem.sources.gguf_header import read_gguf
 from graphmem.sources.index import Index, read_index, total_size_warning
@@ -167,9 +167,20 @@ def _read_pickle(
 
 
 def _from_index(index: Index, config: Mapping[str, Any], name: str, findings: Findings) -> ModelSpec:
-    """An index whose weights are absent or pickled: its names, its total, and shapes from the model's own code."""
-    findings.notes.append(f"{index.path}: tensor names and total as listed; shapes come from building the model")
-    return _build(config, index, name, index.path, findings)
+    """An index whose weights are absent or pickled: its names, its total, and shapes from the model's own code.
+
+    Where the model cannot be built the total is still known, and is all that is reported.
+    """
+    try:
+        spec = _build(config, index, name, index.path, findings)
+    except (UnsupportedError, MissingExtraError) as error:
+        declared = index.declared_bytes()
+        if declared is None:
+            raise
+        findings.warnings.append(f"only the total of {len(index.shards)} tensors is known: {error}")
+        return ModelSpec((), config, name, "read", declared_bytes=declared, declared_by=index.path)
+    findings.notes.append(f"{index.path}: tensor names as listed; shapes come from building the model")
+    return spec
 
 
 def _from_config(

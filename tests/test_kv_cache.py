@@ -1,0 +1,136 @@
+"""Cache layouts from configs against the caches that transformers' own models really fill, and against vLLM's view of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
+from tests.conftest import SHARED
+
+TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256}  # fmt: skip
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+#: Configs of many kinds, small enough to run. What a real run caches is the expected value. Not here: Falcon's new decoder, whose
+#: transformers code caches keys broadcast to all heads (vLLM keeps the KV heads, and so do we).
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama GQA": ("LlamaForCausalLM", TINY),
+    "head_dim not hidden/heads": ("Qwen3ForCausalLM", {**TINY, "head_dim": 24}),
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 128, "n_positions": 256}),
+    "bloom": ("BloomForCausalLM", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}),
+    "falcon MQA": ("FalconForCausalLM", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "multi_query": True, "new_decoder_architecture": False}),
+    "gpt_bigcode": ("GPTBigCodeForCausalLM", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 256, "multi_query": True}),
+    "mistral window": ("MistralForCausalLM", {**TINY, "sliding_window": 16}),
+    "gemma2 alternates": ("Gemma2ForCausalLM", {**TINY, "head_dim": 16, "sliding_window": 16}),
+    "gemma3 five to one": ("Gemma3ForCausalLM", {**TINY, "num_hidden_layers": 7, "head_dim": 16, "sliding_window": 16}),
+    "olmo3 three to one": ("Olmo3ForCausalLM", {**TINY, "sliding_window": 16}),
+    "qwen2 window off": ("Qwen2ForCausalLM", {**TINY, "sliding_window": 16, "use_sliding_window": False}),
+    "gpt-oss": ("GptOssForCausalLM", {**TINY, "head_dim": 16, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-next hybrid": ("Qwen3NextForCausalLM", {**TINY, **MOE, "head_dim": 16, "shared_expert_intermediate_size": 32, "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}),
+    "lfm2 convolutions": ("Lfm2ForCausalLM", {**TINY, "full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False}),
+    "jamba": ("JambaForCausalLM", {**TINY, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 8}),
+    "phi3": ("Phi3ForCausalLM", {**TINY, "pad_token_id": 0, "sliding_window": 15}),
+    "gpt-neox": ("GPTNeoXForCausalLM", {k: v for k, v in TINY.items() if k != "num_key_value_heads"}),
+    "opt": ("OPTForCausalLM", {"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 256, "word_embed_proj_dim": 64}),
+}  # fmt: skip
+
+TOKENS = 40
+
+
+def _cached_bytes(cache: Any) -> int:
+    """fp32 bytes of keys and values in a transformers cache; recurrent states are not keys and values."""
+    total = 0
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            value = getattr(layer, name, None)
+            total += value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+    return total
+
+
+@pytest.mark.parametrize("case", RUNS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_run_caches_what_the_config_says(case: str) -> None:
+    architecture, settings = RUNS[case]
+    cls = getattr(transformers, architecture)
+    config = cls.config_class(**settings)
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    with torch.no_grad():
+        cache = model(torch.randint(1, 100, (1, TOKENS)), use_cache=True).past_key_values
+        # Sliding layers keep window − 1 tokens between steps; one more token is appended for the next step.
+        cache_bytes = _cached_bytes(cache)
+    layout = cache_layout({**settings, "model_type": config.model_type, "architectures": [architecture]})
+    assert isinstance(layout, CacheLayout), layout
+    kept = sum(
+        layer.elements * (TOKENS if layer.window is None or layer.window > TOKENS else layer.window - 1) for layer in layout.layers
+    )
+    assert kept * 4 == cache_bytes
+
+
+def test_mla_caches_the_latent_whatever_the_heads_say() -> None:
+    layout = cache_layout({"architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 61, "num_key_value_heads": 128, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 128, "hidden_size": 7168})  # fmt: skip
+    assert isinstance(layout, CacheLayout)
+    assert layout.bytes_per_token() == 61 * (512 + 64) * 2
+
+
+def test_explain_is_the_arithmetic() -> None:
+    layout = cache_layout({**TINY, "architectures": ["LlamaForCausalLM"]})
+    assert isinstance(layout, CacheLayout)
+    assert layout.explain() == "4 full layers × 2 (K and V) × 2 KV heads × 16 × 2 B"
+    assert layout.bytes_per_token() == 4 * 2 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    ("config", "reason", "missing"),
+    [
+        ({"architectures": ["BertModel"], "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 768}, "BertModel generates no tokens", False),
+        ({"architectures": ["LlamaForCausalLM"], "hidden_size": 8}, "the config names no layer count", True),
+        ({"architectures": ["XForCausalLM"], "num_hidden_layers": 2}, "the config names no attention heads or head size", True),
+        ({**TINY, "architectures": ["XForCausalLM"], "layer_types": ["full_attention", "telepathy"] * 2}, "layers of type 'telepathy'", True),
+        ({**TINY, "architectures": ["XForCausalLM"], "layer_types": ["full_attention"]}, "the config lists 1 layer types for 4 layers", True),
+        ({**TINY, "architectures": ["XForCausalLM"], "compress_ratios": [0, 4]}, "the config's compress_ratios changes the cache", True),
+        ({}, "no config beside the weights", True),
+    ],
+)
+def test_what_cannot_be_told_is_not_guessed(config: dict[str, Any], reason: str, missing: bool) -> None:
+    found = cache_layout(config)
+    assert isinstance(found, NoCache)
+    assert reason in found.reason
+    assert found.missing is missing
+
+
+#: vLLM's own test data: (hidden, layers, heads, head_size, vocab, kv_heads, experts) of models whose config lies in ../shared.
+VLLM = {
+    "tiiuae/falcon-40b": "catalog",
+    "tiiuae/falcon-7b": "catalog",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": "catalog",
+    "zai-org/GLM-4.5": "catalog",
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": "catalog",
+    "Zyphra/Zamba2-7B-instruct": "Zyphra__Zamba2-7B",
+    "deepseek-ai/DeepSeek-V3.2-Exp": "deepseek-ai__DeepSeek-V3.2",
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4",
+}
+
+
+@pytest.mark.parametrize("name", VLLM)
+def test_heads_as_vllm_sees_them(name: str) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside the checkout")
+    truth = json.loads((SHARED / "models" / "per_dtype_counts.json").read_text())["vllm_arch_groundtruth"][name]
+    _, layers, _, head_size, _, kv_heads, _ = truth
+    if VLLM[name] == "catalog":
+        from importlib.resources import files
+
+        config = json.loads(files("graphmem.catalog").joinpath("models", name.replace("/", "--") + ".json").read_text())["config"]
+    else:
+        config = json.loads((SHARED / "models" / VLLM[name] / "config.json").read_text())
+    layout = cache_layout(config)
+    assert isinstance(layout, CacheLayout)
+    assert len(layout.layers) == layers
+    attention = {layer.elements for layer in layout.layers if layer.elements}
+    per_layer = head_size if "DeepSeek" in name else 2 * kv_heads * head_size  # MLA: vLLM's head size is the latent's
+    assert attention == {per_layer}

@@ -1,0 +1,89 @@
+"""graphmem.inspect(module) on live and meta modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import graphmem
+from graphmem.errors import TargetError, UnsupportedError
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 16)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32) for _ in range(3))
+        self.head = nn.Linear(16, 100, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mask", torch.zeros(4, 4, dtype=torch.bool))
+
+
+def test_counts_are_torchs_own() -> None:
+    model = Tied()
+    report = graphmem.inspect(model)
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    assert report["buffer_bytes"] == 16
+    assert report["ties"].rows == (("embed.weight", "head.weight", 1600, "once"),)
+    assert report.origin == "live module Tied"
+    components = {row["component"]: row["parameters"] for row in report["components"]}
+    assert components["embedding"] == 1600
+    assert components["norm"] == 3 * 2 * 2 * 16
+    assert components["attention"] == 3 * (4 * 16 * 16 + 4 * 16)
+    assert components["mlp"] == 3 * (2 * 16 * 32 + 32 + 16)
+
+
+def test_frozen_parameters_are_not_trainable() -> None:
+    model = Tied()
+    model.layers[0].requires_grad_(False)
+    report = graphmem.inspect(model)
+    assert report["trainable_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_transformers_model_on_meta_with_its_config() -> None:
+    config = transformers.LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    report = graphmem.inspect(model)
+    assert report["parameters"] == model.num_parameters()
+    assert report["kv_cache_bytes_per_token"] == 2 * 2 * 4 * 16 * 2
+
+
+def test_classes_decide_where_names_do_not() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.LayerNorm(8)
+            self.b = nn.Embedding(10, 8)
+
+    components = {row["component"]: row["parameters"] for row in graphmem.inspect(Odd())["components"]}
+    assert components == {"norm": 16, "embedding": 80}
+
+
+def test_a_network_without_layers() -> None:
+    report = graphmem.inspect(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)))
+    assert report["parameters"] == 8 * 27 + 8 + 16 + 18
+    assert report["buffer_bytes"] == 64 + 8
+    assert "kv_cache" not in [table.key for table in report.sections[0].tables]
+
+
+def test_a_module_with_no_parameters() -> None:
+    assert graphmem.inspect(nn.ReLU())["parameters"] == 0
+
+
+def test_lazy_modules_say_what_to_do() -> None:
+    with pytest.raises(UnsupportedError, match="^weight: has no shape yet"):
+        graphmem.inspect(nn.LazyLinear(4))
+
+
+def test_not_a_module() -> None:
+    with pytest.raises(TargetError, match="^int object: a target is a Hub id, a path, or a torch.nn.Module$"):
+        graphmem.inspect(7)  # type: ignore[arg-type]
+
+
+def test_reprs_are_the_report() -> None:
+    report = graphmem.inspect(nn.Linear(4, 4))
+    assert "Parameters: 20" in str(report)
+    assert report._repr_html_().startswith("<style>")

@@ -1,0 +1,100 @@
+"""What loaders store, against checkpoints that real loaders stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from graphmem.checkpoint import ModelSpec
+from graphmem.parameters.loading import Loaded, linear_shapes, load_with
+from graphmem.parameters.roles import components
+from graphmem.parameters.schemes import SCHEMES, Scheme, awq, gptq
+from graphmem.parameters.stored import stored_tensors
+from graphmem.sources.build import build_checkpoint_tensors
+
+BY_KEY = {scheme.key: scheme for scheme in SCHEMES}
+
+
+def _load(config: dict, scheme: Scheme) -> tuple[Loaded, list[tuple[int, int, int]]]:  # type: ignore[type-arg]
+    spec = ModelSpec(build_checkpoint_tensors(config), config)
+    tensors, _ = stored_tensors(spec)
+    roles = components(spec.tensors)
+    linears = [shapes for tensor in tensors if (shapes := linear_shapes(tensor, roles[tensor.spec.name]))]
+    return load_with(scheme, tensors, roles), linears
+
+
+def _config(shared_models: Path, name: str) -> dict:  # type: ignore[type-arg]
+    config = json.loads((shared_models / name / "config.json").read_text())
+    config.pop("quantization_config", None)
+    return config
+
+
+def _total_size(shared_models: Path, name: str) -> int:
+    return json.loads((shared_models / name / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
+
+
+def _file_size(shared_models: Path, name: str) -> int:
+    return next(iter(json.loads((shared_models / name / "lfs_sizes.json").read_text()).values()))["size"]
+
+
+def test_llm_int8(shared_models: Path) -> None:
+    name = "finetune__Llama-3.1-8B-bnb-int8"
+    loaded, linears = _load(_config(shared_models, name), BY_KEY["llm-int8"])
+    assert len(linears) == 224
+    assert loaded.total + len(linears) == _total_size(shared_models, name)  # saved with one byte each for the weight format
+
+
+def test_nf4_with_double_quantization(shared_models: Path) -> None:
+    name = "finetune__Llama-2-13B-bnb-nf4"
+    loaded, linears = _load(_config(shared_models, name), BY_KEY["nf4-double"])
+    assert len(linears) == 280
+    # On disk the nested offset is a number in a JSON text of some 170 bytes; in memory it is a float.
+    texts = _total_size(shared_models, name) - (loaded.total - 4 * len(linears))
+    assert 165 * len(linears) < texts < 180 * len(linears)
+
+
+def test_gptq_4_bit_groups_of_128(shared_models: Path) -> None:
+    name = "TheBloke__WizardCoder-15B-1.0-GPTQ"
+    config = _config(shared_models, name)
+    loaded, linears = _load(config, BY_KEY["gptq-4"])
+    assert len(linears) == 160
+    head_saved_though_tied = config["vocab_size"] * config["n_embd"] * 2
+    header = _file_size(shared_models, name) - loaded.total - head_saved_though_tied
+    assert 0 < header < 200 * 1100
+
+
+def test_gptq_3_bit_one_group(shared_models: Path) -> None:
+    name = "budecosystem__Genz-70b-GPTQ"
+    loaded, linears = _load(_config(shared_models, name), Scheme("", "", gptq(3, -1), ""))
+    assert len(linears) == 560
+    zero_biases = 2 * sum(count * out for count, out, _ in linears)  # AutoGPTQ saves a bias even where the model has none
+    header = _file_size(shared_models, name) - loaded.total - zero_biases
+    assert 0 < header < 150 * 3100
+
+
+def test_mxfp4_experts(shared_models: Path) -> None:
+    name = "openai__gpt-oss-20b"
+    config = {**_config(shared_models, name), "torch_dtype": "bfloat16"}
+    experts = 24 * 32 * (2 * 2880 * 2880 + 2880 * 2880)
+    parts = BY_KEY["mxfp4"].layout(2880, 2880)
+    per_weight = sum(part.nbytes for part in parts) / (2880 * 2880)
+    others = sum(t.nbytes for t in build_checkpoint_tensors(config) if not t.name.endswith(("experts.gate_up_proj", "experts.down_proj")))
+    assert others + experts * per_weight == _total_size(shared_models, name)
+
+
+@pytest.mark.parametrize("key", [scheme.key for scheme in SCHEMES])
+def test_parts_hold_the_weight_once(key: str) -> None:
+    """The packed part has at least the bits the name promises, and the rest is small."""
+    parts = BY_KEY[key].layout(4096, 11008)
+    bits = 8 if key.startswith(("fp8", "llm")) else 4
+    packed = sum(part.nbytes for part in parts if part.holds_weight)
+    assert packed == 4096 * 11008 * bits // 8
+    assert 0 < sum(part.nbytes for part in parts if not part.holds_weight) < packed / 7
+
+
+def test_awq_by_hand() -> None:
+    """AutoAWQ's WQLinear_GEMM: qweight [in, out·4/32], qzeros [in/128, out·4/32] int32, scales [in/128, out] fp16."""
+    sizes = {part.suffix: part.nbytes for part in awq(4, 128)(4096, 1024)}
+    assert sizes == {".qweight": 1024 * 512 * 4, ".qzeros": 8 * 512 * 4, ".scales": 8 * 4096 * 2}
