@@ -39,7 +39,24 @@ def inspection(checkpoint: Checkpoint, detail: Detail = Detail()) -> Report:
         section, more = _section(spec, detail)
         sections.append(section)
         warnings += [f"{spec.name}: {text}" if spec.name else text for text in more]
+    if len(sections) > 1:
+        sections.insert(0, _together(sections, checkpoint.sections))
     return Report("inspect", checkpoint.target, checkpoint.origin, tuple(sections), checkpoint.notes, tuple(warnings))
+
+
+def _together(sections: Sequence[Section], specs: Sequence[ModelSpec]) -> Section:
+    """What the parts of a pipeline, or an adapter and its base, add up to."""
+    columns = (Column("part", "Part"), _PARAMETERS, _SHARE, _BYTES)
+    counts = [next((int(f.value or 0) for f in s.figures if f.key == "parameters"), 0) for s in sections]
+    sizes = [spec.nbytes if spec.tensors else spec.declared_bytes or 0 for spec in specs]
+    total = sum(counts) or 1
+    rows = tuple((s.name or "model", n, n / total, size) for s, n, size in zip(sections, counts, sizes, strict=True))
+    basis = specs[0].basis
+    figures = (
+        Figure("parameters", "Parameters", sum(counts), "count", basis),
+        Figure("bytes", "Stored", sum(sizes), "bytes", basis),
+    )
+    return Section("all", figures, (Table("parts", "Parts", columns, rows, basis, _sum_row(rows, columns)),))
 
 
 @dataclass(frozen=True)
@@ -91,19 +108,30 @@ def _section(spec: ModelSpec, detail: Detail) -> tuple[Section, tuple[str, ...]]
 
 def _declared(spec: ModelSpec) -> Section:
     """A checkpoint of which an index tells the total and nothing tells the shapes."""
-    total = Figure("bytes", "Stored", spec.declared_bytes, "bytes", "read", f"metadata.total_size of {spec.declared_by}")
+    total = Figure(
+        "bytes", "Stored", spec.declared_bytes, "bytes", "read", f"metadata.total_size of {spec.declared_by}"
+    )
     return Section(spec.name, (total, *_cache_figures(spec)), tuple(_cache(spec)))
 
 
 def _figures(model: _Model) -> tuple[Figure, ...]:
     spec, basis = model.spec, model.spec.basis
     trainable = sum(t.parameters for t in model.tensors if t.spec.trainable)
-    by_kind = {kind: sum(t.spec.nbytes for t in model.tensors if t.kind == kind) for kind in ("parameter", "scale", "buffer")}
+    by_kind = {
+        kind: sum(t.spec.nbytes for t in model.tensors if t.kind == kind) for kind in ("parameter", "scale", "buffer")
+    }
     figures = [
         Figure("parameters", "Parameters", model.parameters, "count", basis),
         Figure("trainable_parameters", "Trainable", trainable, "count", basis),
         *_active(model),
-        Figure("bytes", "Stored", spec.nbytes, "bytes", basis, f"{format_count(spec.nbytes)} bytes in {len(spec.tensors)} tensors"),
+        Figure(
+            "bytes",
+            "Stored",
+            spec.nbytes,
+            "bytes",
+            basis,
+            f"{format_count(spec.nbytes)} bytes in {len(spec.tensors)} tensors",
+        ),
     ]
     if by_kind["scale"]:
         figures.append(Figure("scale_bytes", "of which scales", by_kind["scale"], "bytes", basis))
@@ -132,7 +160,9 @@ def _active(model: _Model) -> list[Figure]:
     ]
 
 
-def _sum_row(rows: Sequence[tuple[object, ...]], columns: Sequence[Column], label: str = "Total") -> tuple[int | float | str | None, ...]:
+def _sum_row(
+    rows: Sequence[tuple[object, ...]], columns: Sequence[Column], label: str = "Total"
+) -> tuple[int | float | str | None, ...]:
     """The sum of every count, bytes and share column; text columns are blank but for the first."""
     total: list[int | float | str | None] = []
     for position, column in enumerate(columns):
@@ -145,7 +175,13 @@ def _sum_row(rows: Sequence[tuple[object, ...]], columns: Sequence[Column], labe
 
 
 def _components(model: _Model) -> Table:
-    columns = (Column("component", "Component"), _PARAMETERS, _SHARE, _BYTES, Column("fp32_bytes", "As fp32", "bytes", in_mib=True))
+    columns = (
+        Column("component", "Component"),
+        _PARAMETERS,
+        _SHARE,
+        _BYTES,
+        Column("fp32_bytes", "As fp32", "bytes", in_mib=True),
+    )
     total = model.parameters or 1
     rows: list[tuple[int | float | str | None, ...]] = []
     for component in COMPONENTS:
@@ -192,7 +228,14 @@ def _by_module(tensors: Iterable[StoredTensor]) -> dict[str, list[StoredTensor]]
 
 
 def _dtypes(model: _Model) -> Table:
-    columns = (Column("dtype", "Stored as"), Column("holds", "Holds"), Column("tensors", "Tensors", "count"), _PARAMETERS, _BYTES, _SHARE)
+    columns = (
+        Column("dtype", "Stored as"),
+        Column("holds", "Holds"),
+        Column("tensors", "Tensors", "count"),
+        _PARAMETERS,
+        _BYTES,
+        _SHARE,
+    )
     groups: dict[tuple[str, str], list[StoredTensor]] = {}
     for tensor in model.tensors:
         groups.setdefault((tensor.spec.dtype.name, tensor.kind), []).append(tensor)
@@ -215,7 +258,8 @@ def _loading(model: _Model) -> Table:
     )
     largest, total = model.largest_layer, model.parameters
     rows = tuple(
-        (row.title, row.nbytes(largest), row.nbytes(total), row.adam_bytes * total if row.adam_bytes else None) for row in NAIVE
+        (row.title, row.nbytes(largest), row.nbytes(total), row.adam_bytes * total if row.adam_bytes else None)
+        for row in NAIVE
     )
     explain = tuple(
         f"{row.title}: {format_count(total)} parameters × {row.half_bytes / 2:g} B"
@@ -243,7 +287,17 @@ def _loaders(model: _Model) -> list[Table]:
         rows.append((scheme.title, loaded.packed, loaded.scales, loaded.kept, loaded.total))
         explain.append(f"{scheme.title}: {scheme.source}")
     note = "linear weights are packed; embeddings, head, norms, routers, convolutions and biases stay in 16 bit"
-    return [Table("loaders", "Loading, quantized by a real loader", columns, tuple(rows), "formula", notes=(note,), explain=tuple(explain))]
+    return [
+        Table(
+            "loaders",
+            "Loading, quantized by a real loader",
+            columns,
+            tuple(rows),
+            "formula",
+            notes=(note,),
+            explain=tuple(explain),
+        )
+    ]
 
 
 def _cache_figures(spec: ModelSpec) -> list[Figure]:
@@ -251,7 +305,14 @@ def _cache_figures(spec: ModelSpec) -> list[Figure]:
     if isinstance(layout, NoCache):
         return []
     figures = [
-        Figure("kv_cache_bytes_per_token", "KV cache a token (16-bit)", layout.bytes_per_token(), "bytes", "formula", layout.explain())
+        Figure(
+            "kv_cache_bytes_per_token",
+            "KV cache a token (16-bit)",
+            layout.bytes_per_token(),
+            "bytes",
+            "formula",
+            layout.explain(),
+        )
     ]
     if layout.context:
         figures.append(
@@ -289,7 +350,9 @@ def _cache(spec: ModelSpec) -> list[Table]:
         kept = layout.context if window is None else min(window, layout.context or window)
         per_token = 2 * sum(elements)
         tokens = kept if per_token else None
-        rows.append((kind, len(elements), per_token, tokens, per_token * tokens if tokens else (0 if not per_token else None)))
+        rows.append(
+            (kind, len(elements), per_token, tokens, per_token * tokens if tokens else (0 if not per_token else None))
+        )
         if arithmetic:
             explain.append(f"{kind}: {len(elements)} layers × {arithmetic} × 2 B = {format_count(per_token)} B a token")
         else:
@@ -299,7 +362,11 @@ def _cache(spec: ModelSpec) -> list[Table]:
     if layout.context is None:
         sums[4] = None
     context = f" of {layout.context:,} tokens" if layout.context else ""
-    title = f"KV cache of one sequence, full context{context}" if context else "KV cache of one sequence (the config names no context length)"
+    title = (
+        f"KV cache of one sequence, full context{context}"
+        if context
+        else "KV cache of one sequence (the config names no context length)"
+    )
     return [Table("kv_cache", title, columns, tuple(rows), "formula", tuple(sums), layout.notes, tuple(explain))]
 
 
@@ -314,15 +381,30 @@ def _training(model: _Model) -> Table:
     )
     count = model.parameters
     rows = tuple(
-        (r.title, r.total, r.weights * count, r.gradients * count, (r.master + r.moments) * count, r.total * count) for r in RECIPES
+        (r.title, r.total, r.weights * count, r.gradients * count, (r.master + r.moments) * count, r.total * count)
+        for r in RECIPES
     )
-    explain = tuple(f"{r.title}: {r.weights} + {r.gradients} + {r.master + r.moments} = {r.total} bytes a parameter; {r.source}" for r in RECIPES)
-    return Table("training", "Training states, every parameter trained", columns, rows, "formula", notes=("activations come on top",), explain=explain)
+    explain = tuple(
+        f"{r.title}: {r.weights} + {r.gradients} + {r.master + r.moments} = {r.total} bytes a parameter; {r.source}"
+        for r in RECIPES
+    )
+    return Table(
+        "training",
+        "Training states, every parameter trained",
+        columns,
+        rows,
+        "formula",
+        notes=("activations come on top",),
+        explain=explain,
+    )
 
 
 def _ties(model: _Model) -> Table:
     columns = (Column("owner", "Tied weight"), Column("names", "Also used as"), _PARAMETERS, Column("stored", "Stored"))
-    rows = tuple((t.owner, ", ".join(t.names), t.parameters, "again, as a copy" if t.stored_again else "once") for t in model.ties)
+    rows = tuple(
+        (t.owner, ", ".join(t.names), t.parameters, "again, as a copy" if t.stored_again else "once")
+        for t in model.ties
+    )
     return Table("ties", "Tied weights, counted once", columns, rows, model.spec.basis)
 
 
@@ -337,8 +419,15 @@ def _tensors(model: _Model) -> Table:
         _BYTES,
     )
     rows = tuple(
-        (t.spec.name, model.roles[t.spec.name], t.kind, t.spec.dtype.name, "×".join(map(str, t.spec.shape)) or "scalar", t.parameters, t.spec.nbytes)
+        (
+            t.spec.name,
+            model.roles[t.spec.name],
+            t.kind,
+            t.spec.dtype.name,
+            "×".join(map(str, t.spec.shape)) or "scalar",
+            t.parameters,
+            t.spec.nbytes,
+        )
         for t in model.tensors
     )
     return Table("tensors", "Tensors", columns, rows, model.spec.basis, _sum_row(rows, columns))
-

@@ -55,9 +55,7 @@ def safetensors_file(tensors: Iterable[TensorSpec]) -> SparseFile:
 
 def raw_file(header: bytes, data: int = 0, length: int | None = None) -> SparseFile:
     """A file with exactly this header, however wrong; ``length`` overrides the length field."""
-    return SparseFile(
-        struct.pack("<Q", len(header) if length is None else length) + header, 8 + len(header) + data
-    )
+    return SparseFile(struct.pack("<Q", len(header) if length is None else length) + header, 8 + len(header) + data)
 
 
 def sharded(tensors: Iterable[TensorSpec], shards: int, total_size: Any = None) -> dict[str, bytes | SparseFile]:
@@ -72,7 +70,9 @@ def sharded(tensors: Iterable[TensorSpec], shards: int, total_size: Any = None) 
         files[name] = safetensors_file(part)
         weight_map.update({tensor.name: name for tensor in part})
     total = sum(tensor.nbytes for tensor in tensors) if total_size is None else total_size
-    files["model.safetensors.index.json"] = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}).encode()
+    files["model.safetensors.index.json"] = json.dumps(
+        {"metadata": {"total_size": total}, "weight_map": weight_map}
+    ).encode()
     return files
 
 

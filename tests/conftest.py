@@ -21,7 +21,16 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     NO_COLOR="1",
 )
-for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+for _name in (
+    "HF_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "http_proxy",
+    "https_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+):
     os.environ.pop(_name, None)
 
 #: Third-party figures to check against; tests that need them skip, visibly, where they are absent.
@@ -37,7 +46,7 @@ def hub() -> Iterator[Hub]:
     """The local Hub, emptied."""
     _HUB.repos.clear()
     _HUB.requests.clear()
-    yield _HUB
+    return _HUB
 
 
 @pytest.fixture

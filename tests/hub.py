@@ -90,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         parts = urlsplit(self.path)
-        self._seen = Request(self.headers.get("Host", ""), parts.path, self.headers.get("Authorization"), self.headers.get("Range"))
+        self._seen = Request(
+            self.headers.get("Host", ""), parts.path, self.headers.get("Authorization"), self.headers.get("Range")
+        )
         self.hub.requests.append(self._seen)
         path = unquote(parts.path)
         try:
@@ -144,12 +146,17 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = self._siblings(repo)
         if not blobs:
             siblings = [{"rfilename": s["rfilename"]} for s in siblings]
-        self._json({"_id": "0", "id": repo_id, "modelId": repo_id, "sha": COMMIT, "private": False, "gated": "manual" if repo.gated else False, "tags": ["transformers"], "library_name": "transformers", "downloads": 0, "likes": 0, "siblings": siblings})  # fmt: skip
+        config = repo.files.get("config.json", b"{}")
+        summary = json.loads(config) if isinstance(config, bytes) and config.startswith(b"{") else {}
+        summary = {key: summary[key] for key in ("architectures", "model_type") if key in summary}
+        self._json({"_id": "0", "id": repo_id, "modelId": repo_id, "sha": COMMIT, "private": False, "gated": "manual" if repo.gated else False, "tags": ["transformers"], "library_name": "transformers", "downloads": 0, "likes": 0, "config": summary, "siblings": siblings})  # fmt: skip
 
     def _tree(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id, revision)
         if repo is not None:
-            self._json([{"type": "file", "oid": "b" * 40, "path": path, "size": _size(c)} for path, c in repo.files.items()])
+            self._json(
+                [{"type": "file", "oid": "b" * 40, "path": path, "size": _size(c)} for path, c in repo.files.items()]
+            )
 
     def _resolve(self, repo_id: str, revision: str, path: str, body: bool) -> None:
         repo = self._repo(repo_id, revision)
@@ -201,7 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = _read(content, start, stop)
         path = self._seen.path
-        if repo.fault == "cut" or (repo.fault == "cut-once" and sum(1 for r in self.hub.requests if r.path == path) == 1):
+        if repo.fault == "cut" or (
+            repo.fault == "cut-once" and sum(1 for r in self.hub.requests if r.path == path) == 1
+        ):
             data = data[: len(data) // 2]
             self.close_connection = True
         self.wfile.write(data)

@@ -31,7 +31,9 @@ def tensor(name: str, *shape: int, dtype: str = "BF16") -> TensorSpec:
     return TensorSpec(name, shape, SAFETENSORS[dtype])
 
 
-def llama_tensors(layers: int = 4, hidden: int = 64, ffn: int = 176, vocab: int = 256, kv: int = 32, dtype: str = "BF16") -> list[TensorSpec]:
+def llama_tensors(
+    layers: int = 4, hidden: int = 64, ffn: int = 176, vocab: int = 256, kv: int = 32, dtype: str = "BF16"
+) -> list[TensorSpec]:
     """What a Llama of these sizes stores, in the order of its modules."""
 
     def layer(n: int) -> list[TensorSpec]:

@@ -31,7 +31,11 @@ def _write(path: Path) -> Path:
     writer.add_token_list([f"token-{n}" for n in range(50_000)])
     shapes = {"token_embd.weight": (1000, 512), "output_norm.weight": (512,)}
     for n in range(2):
-        shapes |= {f"blk.{n}.attn_q.weight": (512, 512), f"blk.{n}.ffn_down.weight": (512, 1024), f"blk.{n}.attn_norm.weight": (512,)}
+        shapes |= {
+            f"blk.{n}.attn_q.weight": (512, 512),
+            f"blk.{n}.ffn_down.weight": (512, 1024),
+            f"blk.{n}.attn_norm.weight": (512,),
+        }
     for name, shape in shapes.items():
         if len(shape) == 1:
             writer.add_tensor(name, np.zeros(shape, np.float32))

@@ -33,7 +33,9 @@ def test_reads_headers_and_no_weights(hub: Hub) -> None:
 
 
 def test_a_large_file_is_read_by_its_header_only(hub: Hub) -> None:
-    hub.add("org/big", {"model.safetensors": safetensors_file(llama_tensors(hidden=4096, vocab=32000, ffn=11008, kv=1024))})
+    hub.add(
+        "org/big", {"model.safetensors": safetensors_file(llama_tensors(hidden=4096, vocab=32000, ffn=11008, kv=1024))}
+    )
     graphmem.inspect("org/big")
     assert hub.repos["org/big"].files["model.safetensors"].size > 10**9
     assert sum(r.sent for r in hub.requests) < 200_000
@@ -68,7 +70,10 @@ def test_gated(hub: Hub, token: str | None) -> None:
 
 def test_private_needs_its_token(hub: Hub) -> None:
     _llama(hub, private_token="mine")
-    with pytest.raises(TargetError, match=r"^org/llama is not a model repository on localhost:\d+, or it is private: check the spelling"):
+    with pytest.raises(
+        TargetError,
+        match=r"^org/llama is not a model repository on localhost:\d+, or it is private: check the spelling",
+    ):
         graphmem.inspect("org/llama")
     assert graphmem.inspect("org/llama", token="mine")["parameters"] == LLAMA_PARAMETERS
 
@@ -93,7 +98,10 @@ def test_a_repository_without_a_model(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("https://huggingface.co/org/llama/tree/main", "https://huggingface.co/org/llama/tree/main is a link; give the Hub id: org/llama"),
+        (
+            "https://huggingface.co/org/llama/tree/main",
+            "https://huggingface.co/org/llama/tree/main is a link; give the Hub id: org/llama",
+        ),
         ("a b/c", "'a b/c' is neither a file or folder here nor a Hub id (owner/name)"),
         ("org//llama", "'org//llama' is neither a file or folder here nor a Hub id (owner/name)"),
         ("./nowhere", "./nowhere: no such file or folder"),
@@ -111,12 +119,17 @@ def test_a_server_error_that_passes_is_tried_again(hub: Hub) -> None:
 
 
 def test_a_server_error_that_stays(hub: Hub) -> None:
-    with pytest.raises(TargetError, match=r"^org/llama: org/llama: the Hub answered 503; try again in a minute, and neither the Hub cache"):
+    with pytest.raises(
+        TargetError,
+        match=r"^org/llama: org/llama: the Hub answered 503; try again in a minute, and neither the Hub cache",
+    ):
         graphmem.inspect(_llama(hub, fault="503"))
 
 
 def test_a_server_that_does_not_answer(hub: Hub) -> None:
-    with pytest.raises(TargetError, match=r"^org/llama: localhost:\d+ cannot be reached \(ReadTimeout.*neither the Hub cache nor"):
+    with pytest.raises(
+        TargetError, match=r"^org/llama: localhost:\d+ cannot be reached \(ReadTimeout.*neither the Hub cache nor"
+    ):
         graphmem.inspect(_llama(hub, fault="hang"))
 
 
@@ -125,7 +138,10 @@ def test_a_connection_cut_in_a_header_is_tried_again(hub: Hub) -> None:
 
 
 def test_a_connection_that_is_always_cut(hub: Hub) -> None:
-    with pytest.raises(HubError, match=r"^(config.json|model.safetensors): the connection broke after [\d,]+ of [\d,]+ bytes .*; try again$"):
+    with pytest.raises(
+        HubError,
+        match=r"^(config.json|model.safetensors): the connection broke after [\d,]+ of [\d,]+ bytes .*; try again$",
+    ):
         graphmem.inspect(_llama(hub, fault="cut"))
 
 
@@ -137,9 +153,14 @@ def test_a_server_that_ignores_range_is_hung_up_on(hub: Hub) -> None:
 
 
 def test_one_file_of_a_repository(hub: Hub) -> None:
-    hub.add("org/many", {"a/model.safetensors": safetensors_file(llama_tensors()), "b.safetensors": safetensors_file(llama_tensors(2))})
+    hub.add(
+        "org/many",
+        {"a/model.safetensors": safetensors_file(llama_tensors()), "b.safetensors": safetensors_file(llama_tensors(2))},
+    )
     assert graphmem.inspect("org/many/a/model.safetensors")["parameters"] == LLAMA_PARAMETERS
-    with pytest.raises(TargetError, match=r"^org/many has no file 'c.safetensors'; it has a/model.safetensors, b.safetensors$"):
+    with pytest.raises(
+        TargetError, match=r"^org/many has no file 'c.safetensors'; it has a/model.safetensors, b.safetensors$"
+    ):
         graphmem.inspect("org/many/c.safetensors")
 
 
@@ -180,7 +201,9 @@ def test_the_catalog_answers_when_the_hub_cannot(hub: Hub) -> None:
 
 
 def test_offline_and_unknown(hub: Hub) -> None:
-    with pytest.raises(TargetError, match=r"^org/unknown: --offline, and neither the Hub cache nor the built-in catalog has it"):
+    with pytest.raises(
+        TargetError, match=r"^org/unknown: --offline, and neither the Hub cache nor the built-in catalog has it"
+    ):
         graphmem.inspect("org/unknown", offline=True)
     with pytest.raises(TargetError, match=r"the catalog has microsoft/Phi-3-medium-4k-instruct"):
         graphmem.inspect("microsoft/Phi-3-mini", offline=True)
@@ -201,23 +224,36 @@ def test_an_adapter_and_its_base(hub: Hub) -> None:
     _llama(hub, "org/base")
     from tests.models import tensor
 
-    lora = [tensor(f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{ab}.weight", *shape) for n in range(4) for ab, shape in (("A", (8, 64)), ("B", (64, 8)))]
+    lora = [
+        tensor(f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{ab}.weight", *shape)
+        for n in range(4)
+        for ab, shape in (("A", (8, 64)), ("B", (64, 8)))
+    ]
     hub.add(
         "org/lora",
         {
-            "adapter_config.json": json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8}).encode(),
+            "adapter_config.json": json.dumps(
+                {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8}
+            ).encode(),
             "adapter_model.safetensors": safetensors_file(lora),
         },
     )
     report = graphmem.inspect("org/lora")
-    assert [section.name for section in report.sections] == ["adapter", "base"]
-    assert report["parameters"] == 4 * 2 * 8 * 64
+    assert [section.name for section in report.sections] == ["all", "adapter", "base"]
+    assert report.section("adapter")["parameters"] == 4 * 2 * 8 * 64
+    assert report["parameters"] == 4 * 2 * 8 * 64 + LLAMA_PARAMETERS
     assert report.section("base")["parameters"] == LLAMA_PARAMETERS
     assert report.notes[0] == "LORA adapter for org/base, rank 8"
 
 
 def test_a_pipeline_has_a_section_for_each_component(hub: Hub) -> None:
-    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "X"], "safety_checker": [None, None], "text_encoder": ["transformers", "CLIPTextModel"]}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "X"],
+        "safety_checker": [None, None],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+    }
     hub.add(
         "org/pipe",
         {
@@ -231,8 +267,11 @@ def test_a_pipeline_has_a_section_for_each_component(hub: Hub) -> None:
         },
     )
     report = graphmem.inspect("org/pipe")
-    assert [section.name for section in report.sections] == ["unet", "text_encoder"]
-    assert "counted unet/diffusion_pytorch_model.safetensors; not counted, as other copies: diffusion_pytorch_model.fp16.safetensors" in report.notes
+    assert [section.name for section in report.sections] == ["all", "unet", "text_encoder"]
+    assert (
+        "counted unet/diffusion_pytorch_model.safetensors; not counted, as other copies: diffusion_pytorch_model.fp16.safetensors"
+        in report.notes
+    )
 
 
 def test_a_listing_that_is_wrong_about_a_size(hub: Hub) -> None:
@@ -245,5 +284,24 @@ def test_a_listing_that_is_wrong_about_a_size(hub: Hub) -> None:
             return {"model.safetensors": listed}.items()
 
     repo.files = Lying(files)
-    with pytest.raises(CheckpointError, match=r"^model.safetensors: .*(bytes after the last tensor|truncated|shorter than its listing)"):
+    with pytest.raises(
+        CheckpointError, match=r"^model.safetensors: .*(bytes after the last tensor|truncated|shorter than its listing)"
+    ):
         graphmem.inspect("org/wrong")
+
+
+def test_a_network_that_is_not_there(hub: Hub) -> None:
+    program = "import graphmem; print(graphmem.inspect('gpt2').origin)"
+    env = {**os.environ, "HF_ENDPOINT": "http://localhost:1"}
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert (
+        run.stdout
+        == "built-in catalog (localhost:1 cannot be reached (Connection refused)): shapes built from the published config\n"
+    )
+
+
+def test_a_cache_that_holds_a_config_only_gives_way_to_the_catalog(hub: Hub) -> None:
+    _cache("openai-community/gpt2", {"config.json": config_bytes()})
+    assert graphmem.inspect("openai-community/gpt2", offline=True).origin.startswith("built-in catalog")
+    _cache("org/config-only", {"config.json": config_bytes()})
+    assert graphmem.inspect("org/config-only", offline=True)["parameters"] == LLAMA_PARAMETERS

@@ -66,7 +66,8 @@ def test_a_real_run_caches_what_the_config_says(case: str) -> None:
     layout = cache_layout({**settings, "model_type": config.model_type, "architectures": [architecture]})
     assert isinstance(layout, CacheLayout), layout
     kept = sum(
-        layer.elements * (TOKENS if layer.window is None or layer.window > TOKENS else layer.window - 1) for layer in layout.layers
+        layer.elements * (TOKENS if layer.window is None or layer.window > TOKENS else layer.window - 1)
+        for layer in layout.layers
     )
     assert kept * 4 == cache_bytes
 
@@ -87,12 +88,32 @@ def test_explain_is_the_arithmetic() -> None:
 @pytest.mark.parametrize(
     ("config", "reason", "missing"),
     [
-        ({"architectures": ["BertModel"], "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 768}, "BertModel generates no tokens", False),
+        (
+            {"architectures": ["BertModel"], "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 768},
+            "BertModel generates no tokens",
+            False,
+        ),
         ({"architectures": ["LlamaForCausalLM"], "hidden_size": 8}, "the config names no layer count", True),
-        ({"architectures": ["XForCausalLM"], "num_hidden_layers": 2}, "the config names no attention heads or head size", True),
-        ({**TINY, "architectures": ["XForCausalLM"], "layer_types": ["full_attention", "telepathy"] * 2}, "layers of type 'telepathy'", True),
-        ({**TINY, "architectures": ["XForCausalLM"], "layer_types": ["full_attention"]}, "the config lists 1 layer types for 4 layers", True),
-        ({**TINY, "architectures": ["XForCausalLM"], "compress_ratios": [0, 4]}, "the config's compress_ratios changes the cache", True),
+        (
+            {"architectures": ["XForCausalLM"], "num_hidden_layers": 2},
+            "the config names no attention heads or head size",
+            True,
+        ),
+        (
+            {**TINY, "architectures": ["XForCausalLM"], "layer_types": ["full_attention", "telepathy"] * 2},
+            "layers of type 'telepathy'",
+            True,
+        ),
+        (
+            {**TINY, "architectures": ["XForCausalLM"], "layer_types": ["full_attention"]},
+            "the config lists 1 layer types for 4 layers",
+            True,
+        ),
+        (
+            {**TINY, "architectures": ["XForCausalLM"], "compress_ratios": [0, 4]},
+            "the config's compress_ratios changes the cache",
+            True,
+        ),
         ({}, "no config beside the weights", True),
     ],
 )
@@ -125,7 +146,9 @@ def test_heads_as_vllm_sees_them(name: str) -> None:
     if VLLM[name] == "catalog":
         from importlib.resources import files
 
-        config = json.loads(files("graphmem.catalog").joinpath("models", name.replace("/", "--") + ".json").read_text())["config"]
+        config = json.loads(
+            files("graphmem.catalog").joinpath("models", name.replace("/", "--") + ".json").read_text()
+        )["config"]
     else:
         config = json.loads((SHARED / "models" / VLLM[name] / "config.json").read_text())
     layout = cache_layout(config)

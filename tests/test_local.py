@@ -70,14 +70,20 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, shard: str) -> No
     files = sharded(llama_tensors(), 2)
     weight_map = {**json.loads(files[INDEX])["weight_map"], "lm_head.weight": shard}
     write_all(tmp_path, _index(files, weight_map=weight_map))
-    with pytest.raises(CheckpointError, match=r"tensor 'lm_head.weight': (shard .* lies outside the checkpoint's folder: refused|the shard must be a file name)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"tensor 'lm_head.weight': (shard .* lies outside the checkpoint's folder: refused|the shard must be a file name)",
+    ):
         graphmem.inspect(tmp_path)
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     files = sharded(llama_tensors(), 2)
     files["model-00002-of-00002.safetensors"] = safetensors_file(llama_tensors()[:1])
-    with pytest.raises(CheckpointError, match=r"^tensor 'model.embed_tokens.weight' is in two shards, model-00001-of-00002.safetensors and model-00002-of-00002"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"^tensor 'model.embed_tokens.weight' is in two shards, model-00001-of-00002.safetensors and model-00002-of-00002",
+    ):
         graphmem.inspect(write_all(tmp_path, files))
 
 
@@ -116,7 +122,9 @@ def test_a_broken_config(tmp_path: Path, content: bytes, message: str) -> None:
 def test_infinity_in_a_config_is_read_and_never_written(tmp_path: Path) -> None:
     config = config_bytes({**LLAMA_CONFIG, "time_step_limit": [0.0, float("inf")], "rope_theta": float("inf")})
     assert b"Infinity" in config
-    report = graphmem.inspect(write_all(tmp_path, {"config.json": config, "model.safetensors": safetensors_file(llama_tensors())}))
+    report = graphmem.inspect(
+        write_all(tmp_path, {"config.json": config, "model.safetensors": safetensors_file(llama_tensors())})
+    )
     from graphmem.views.json import render
 
     assert "Infinity" not in render(report)
@@ -125,8 +133,12 @@ def test_infinity_in_a_config_is_read_and_never_written(tmp_path: Path) -> None:
 
 def test_infinity_where_a_size_is_needed_is_named(tmp_path: Path) -> None:
     config = config_bytes({**LLAMA_CONFIG, "num_hidden_layers": float("inf")})
-    report = graphmem.inspect(write_all(tmp_path, {"config.json": config, "model.safetensors": safetensors_file(llama_tensors())}))
-    assert report["kv_cache"].notes == ("cannot be told: the config's num_hidden_layers is inf, not a whole number above zero",)
+    report = graphmem.inspect(
+        write_all(tmp_path, {"config.json": config, "model.safetensors": safetensors_file(llama_tensors())})
+    )
+    assert report["kv_cache"].notes == (
+        "cannot be told: the config's num_hidden_layers is inf, not a whole number above zero",
+    )
 
 
 def test_duplicates_are_counted_once_and_named(tmp_path: Path) -> None:
@@ -160,7 +172,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     assert report["parameters"] == LLAMA_PARAMETERS
     assert report.notes[0].startswith("pytorch_model.bin: a pickle, never opened")
     assert not Path("/tmp/graphmem-was-here").exists()
-    with pytest.raises(TargetError, match=r"pickles \(.bin, .pt, .ckpt\) are never opened: point at the folder instead"):
+    with pytest.raises(
+        TargetError, match=r"pickles \(.bin, .pt, .ckpt\) are never opened: point at the folder instead"
+    ):
         graphmem.inspect(tmp_path / "pytorch_model.bin")
 
 
@@ -193,7 +207,10 @@ def test_building_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "secret", "auto_map": {"AutoConfig": "c.C"}}, "config.json: model type 'secret' is defined by Python code in its own repository"),
+        (
+            {"model_type": "secret", "auto_map": {"AutoConfig": "c.C"}},
+            "config.json: model type 'secret' is defined by Python code in its own repository",
+        ),
         ({"model_type": "secret"}, "config.json: the installed transformers knows no model type 'secret'; upgrade it"),
         ({"hidden_size": 4}, "config.json: has no 'model_type', so no class can be built from it"),
         ({**LLAMA_CONFIG, "torch_dtype": "bf15"}, "config.json: dtype 'bf15' is not a dtype weights are stored in"),
@@ -217,7 +234,11 @@ def test_empty_and_unreadable(tmp_path: Path) -> None:
 
 
 def test_sub_byte_dtypes_are_sized_by_bits(tmp_path: Path) -> None:
-    tensors = [tensor("a.weight", 8, 6, dtype="F4"), tensor("b.weight", 8, 6, dtype="F6_E3M2"), tensor("c.weight", 8, 6, dtype="F8_E8M0")]
+    tensors = [
+        tensor("a.weight", 8, 6, dtype="F4"),
+        tensor("b.weight", 8, 6, dtype="F6_E3M2"),
+        tensor("c.weight", 8, 6, dtype="F8_E8M0"),
+    ]
     report = graphmem.inspect(write_all(tmp_path, {"model.safetensors": safetensors_file(tensors)}))
     assert report["bytes"] == 24 + 36 + 48
     assert report["parameters"] == 3 * 48

@@ -43,7 +43,9 @@ def test_frozen_parameters_are_not_trainable() -> None:
 
 
 def test_a_transformers_model_on_meta_with_its_config() -> None:
-    config = transformers.LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
+    )
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     report = graphmem.inspect(model)

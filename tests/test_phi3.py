@@ -21,7 +21,11 @@ def test_components_and_layers() -> None:
         "head": 98_500_608,
     }
     layers = report["layers"].records()
-    assert (layers[0]["layers"], layers[0]["each"], layers[0]["parameters"]) == ("model.layers.0-31 ×32", 113_252_352, 3_624_075_264)
+    assert (layers[0]["layers"], layers[0]["each"], layers[0]["parameters"]) == (
+        "model.layers.0-31 ×32",
+        113_252_352,
+        3_624_075_264,
+    )
     assert sum(row["parameters"] for row in layers[1:]) == 197_004_288
     assert round(report["components"].total[4] / MIB, 2) == 14_576.26
 
@@ -29,7 +33,11 @@ def test_components_and_layers() -> None:
 def test_loading_table() -> None:
     rows = {row["dtype"]: row for row in _report()["loading"]}
     printed = {
-        dtype: [format_bytes(row[key]) for key in ("largest_layer_bytes", "total_bytes", "adam_bytes") if row[key] is not None]
+        dtype: [
+            format_bytes(row[key])
+            for key in ("largest_layer_bytes", "total_bytes", "adam_bytes")
+            if row[key] is not None
+        ]
         for dtype, row in rows.items()
     }
     assert printed == {

@@ -140,7 +140,7 @@ def _valid_header(draw: st.DrawFn) -> tuple[bytes, int]:
     entries: dict[str, Any] = {}
     for number in range(draw(st.integers(0, 5))):
         dtype = SAFETENSORS[draw(st.sampled_from(sorted(SAFETENSORS)))]
-        shape = draw(st.lists(st.integers(0, 5), max_size=3)) + [dtype.block_elements]
+        shape = [*draw(st.lists(st.integers(0, 5), max_size=3)), dtype.block_elements]
         size = dtype.nbytes(__import__("math").prod(shape))
         entries[f"t{number}"] = {"dtype": dtype.name, "shape": shape, "data_offsets": [at, at + size]}
         at += size
@@ -165,7 +165,9 @@ def _agrees(header: bytes, data: int, folder: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(entries=st.dictionaries(st.text(max_size=3), _tensor, max_size=3), data=st.integers(0, 60))
-def test_agrees_with_safetensors_on_nonsense(entries: dict[str, Any], data: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_agrees_with_safetensors_on_nonsense(
+    entries: dict[str, Any], data: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     _agrees(json.dumps(entries).encode(), data, tmp_path_factory.getbasetemp())
 
 
@@ -177,7 +179,9 @@ def test_agrees_with_safetensors_on_sense(header: tuple[bytes, int], tmp_path_fa
 
 @settings(max_examples=300, deadline=None)
 @given(header=_valid_header(), at=st.integers(0, 400), new=st.binary(min_size=0, max_size=2))
-def test_agrees_with_safetensors_on_broken_bytes(header: tuple[bytes, int], at: int, new: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_agrees_with_safetensors_on_broken_bytes(
+    header: tuple[bytes, int], at: int, new: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     text, data = header
     at = min(at, len(text))
     _agrees(text[:at] + new + text[at + len(new) :], data, tmp_path_factory.getbasetemp())

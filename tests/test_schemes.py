@@ -43,7 +43,9 @@ def test_llm_int8(shared_models: Path) -> None:
     name = "finetune__Llama-3.1-8B-bnb-int8"
     loaded, linears = _load(_config(shared_models, name), BY_KEY["llm-int8"])
     assert len(linears) == 224
-    assert loaded.total + len(linears) == _total_size(shared_models, name)  # saved with one byte each for the weight format
+    assert loaded.total + len(linears) == _total_size(
+        shared_models, name
+    )  # saved with one byte each for the weight format
 
 
 def test_nf4_with_double_quantization(shared_models: Path) -> None:
@@ -69,7 +71,9 @@ def test_gptq_3_bit_one_group(shared_models: Path) -> None:
     name = "budecosystem__Genz-70b-GPTQ"
     loaded, linears = _load(_config(shared_models, name), Scheme("", "", gptq(3, -1), ""))
     assert len(linears) == 560
-    zero_biases = 2 * sum(count * out for count, out, _ in linears)  # AutoGPTQ saves a bias even where the model has none
+    zero_biases = 2 * sum(
+        count * out for count, out, _ in linears
+    )  # AutoGPTQ saves a bias even where the model has none
     header = _file_size(shared_models, name) - loaded.total - zero_biases
     assert 0 < header < 150 * 3100
 
@@ -80,7 +84,11 @@ def test_mxfp4_experts(shared_models: Path) -> None:
     experts = 24 * 32 * (2 * 2880 * 2880 + 2880 * 2880)
     parts = BY_KEY["mxfp4"].layout(2880, 2880)
     per_weight = sum(part.nbytes for part in parts) / (2880 * 2880)
-    others = sum(t.nbytes for t in build_checkpoint_tensors(config) if not t.name.endswith(("experts.gate_up_proj", "experts.down_proj")))
+    others = sum(
+        t.nbytes
+        for t in build_checkpoint_tensors(config)
+        if not t.name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    )
     assert others + experts * per_weight == _total_size(shared_models, name)
 
 

@@ -18,7 +18,9 @@ Q = 32  # rows of a test weight
 
 
 def _inspect(tmp_path: Path, tensors: list[TensorSpec], config: dict[str, Any] | None = None) -> graphmem.Report:
-    write_all(tmp_path, {"config.json": json.dumps(config or {}).encode(), "model.safetensors": safetensors_file(tensors)})
+    write_all(
+        tmp_path, {"config.json": json.dumps(config or {}).encode(), "model.safetensors": safetensors_file(tensors)}
+    )
     return graphmem.inspect(tmp_path)
 
 
@@ -34,7 +36,12 @@ def test_gptq_and_awq_bits_are_read_from_shapes(tmp_path: Path) -> None:
 
 
 def test_compressed_tensors(tmp_path: Path) -> None:
-    config = {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}}
+    config = {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+        }
+    }
     packed = [
         tensor("l.0.q_proj.weight_packed", 64, 128 * 4 // 32, dtype="I32"),
         tensor("l.0.q_proj.weight_scale", 64, 4),
@@ -90,7 +97,11 @@ def test_bitsandbytes_by_siblings(tmp_path: Path) -> None:
         tensor("l.0.q_proj.weight.quant_map", 16, dtype="F32"),
         tensor("l.0.q_proj.weight.quant_state.bitsandbytes__nf4", 171, dtype="U8"),
     ]
-    eight = [tensor("l.1.q_proj.weight", 64, 128, dtype="I8"), tensor("l.1.q_proj.SCB", 64, dtype="F32"), tensor("l.1.q_proj.weight_format", dtype="U8")]
+    eight = [
+        tensor("l.1.q_proj.weight", 64, 128, dtype="I8"),
+        tensor("l.1.q_proj.SCB", 64, dtype="F32"),
+        tensor("l.1.q_proj.weight_format", dtype="U8"),
+    ]
     assert _inspect(tmp_path, [*four, *eight])["parameters"] == 2 * 64 * 128
 
 
@@ -114,13 +125,17 @@ def test_gpt_oss_counts_of_another_projects_live_tests() -> None:
     published = counts.get("param_counts_hfjs_spec", {})
     for name in ("openai/gpt-oss-20b", "openai/gpt-oss-120b"):
         report = graphmem.inspect(name, offline=True)
-        expected = published.get(name, {"total": {"openai/gpt-oss-20b": 20_914_757_184, "openai/gpt-oss-120b": 116_829_156_672}[name]})
+        expected = published.get(
+            name, {"total": {"openai/gpt-oss-20b": 20_914_757_184, "openai/gpt-oss-120b": 116_829_156_672}[name]}
+        )
         assert report["parameters"] == expected["total"]
 
 
 def test_unpacking_is_exact_for_every_tensor_kind() -> None:
     """The kinds partition the tensors: bytes by kind add up to the bytes stored."""
-    spec = ModelSpec((tensor("a.0.q_proj.weight", Q, Q, dtype="I8"), tensor("a.0.q_proj.SCB", Q, dtype="F32"), tensor("n.weight", Q)))
+    spec = ModelSpec(
+        (tensor("a.0.q_proj.weight", Q, Q, dtype="I8"), tensor("a.0.q_proj.SCB", Q, dtype="F32"), tensor("n.weight", Q))
+    )
     stored, _ = stored_tensors(spec)
     assert sum(t.spec.nbytes for t in stored) == spec.nbytes
     assert {t.kind for t in stored} == {"parameter", "scale"}

@@ -42,7 +42,10 @@ def rows(models: Path) -> list[Row]:
     result = []
     for folder in sorted(path for path in models.iterdir() if path.is_dir()):
         repository = LocalFolder(folder)
-        indexes = sorted((p for p in repository.files if p.endswith(".index.json") and "/" not in p and p != "model_index.json"), reverse=True)
+        indexes = sorted(
+            (p for p in repository.files if p.endswith(".index.json") and "/" not in p and p != "model_index.json"),
+            reverse=True,
+        )
         indexes.sort(key=lambda path: "safetensors" not in path)
         if indexes:
             result.append(_row(folder.name, repository, indexes[0]))
@@ -66,11 +69,18 @@ def _row(name: str, repository: LocalFolder, index: str) -> Row:
 def markdown(table: list[Row]) -> str:
     """The table for people."""
     exact = sum(row.exact for row in table)
-    lines = [f"{exact} of {len(table)} checkpoints byte-exact.", "", "| checkpoint | index says | counted | |", "|:--|--:|--:|:--|"]
+    lines = [
+        f"{exact} of {len(table)} checkpoints byte-exact.",
+        "",
+        "| checkpoint | index says | counted | |",
+        "|:--|--:|--:|:--|",
+    ]
     for row in table:
         said = f"{row.declared:,.0f}" if isinstance(row.declared, int | float) else "–"
         counted = f"{row.counted:,}" if row.counted is not None else "–"
-        lines.append(f"| {row.name.replace('__', '/', 1)} | {said} | {counted} | {'exact' if row.exact else row.reason} |")
+        lines.append(
+            f"| {row.name.replace('__', '/', 1)} | {said} | {counted} | {'exact' if row.exact else row.reason} |"
+        )
     return "\n".join(lines) + "\n"
 
 

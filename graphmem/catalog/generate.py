@@ -48,10 +48,9 @@ def tensors_of(facts: Mapping[str, Any]) -> list[TensorSpec]:
         if not any(fnmatch.fnmatchcase(name, glob) for glob in facts.get("without", ())):
             tensors[name] = TensorSpec(name, built.shape, SAFETENSORS[_dtype(name, facts)])
     for target, source in facts.get("copy", {}).items():
-        for name in [name for name in tensors if name.startswith(source)]:
-            copied = tensors[name]
-            name = target + name.removeprefix(source)
-            tensors[name] = TensorSpec(name, copied.shape, copied.dtype)
+        for original in [tensor for name, tensor in tensors.items() if name.startswith(source)]:
+            name = target + original.name.removeprefix(source)
+            tensors[name] = TensorSpec(name, original.shape, original.dtype)
     for tensor in expand(facts.get("also", ())):
         tensors[tensor.name] = tensor
     return list(tensors.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 import click
@@ -32,4 +33,5 @@ def _group() -> None:
 def main() -> None:
     """The ``graphmem`` command."""
     with ErrorsInOneLine():
-        _group.main(prog_name="graphmem")
+        status = _group.main(prog_name="graphmem", standalone_mode=False)
+    sys.exit(status if isinstance(status, int) else 0)

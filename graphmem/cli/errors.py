@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from types import TracebackType
+
+import click
 
 from graphmem.errors import GraphmemError
 
@@ -18,13 +21,20 @@ class ErrorsInOneLine:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if error is None or isinstance(error, SystemExit) or "--debug" in sys.argv:
-            return False
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, SystemExit):
+            return
+        if "--debug" in sys.argv and not isinstance(error, click.ClickException):
+            traceback.print_exception(error)
         if isinstance(error, BrokenPipeError):  # `graphmem inspect … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        if isinstance(error, KeyboardInterrupt | click.Abort):
             print("graphmem: interrupted", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
         if isinstance(error, GraphmemError):

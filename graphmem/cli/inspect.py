@@ -21,7 +21,12 @@ from graphmem.cli.progress import HeaderProgress
 @click.option("--json", "format", flag_value="json", help="Print JSON (bytes as integers).")
 @click.option("--csv", "format", flag_value="csv", help="Print CSV, one row a tensor.")
 @click.option("--markdown", "format", flag_value="markdown", help="Print Markdown.")
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Write FILE.json, .csv, .md, .txt or .html instead of printing.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Write FILE.json, .csv, .md, .txt or .html instead of printing.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def command(

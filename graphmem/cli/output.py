@@ -83,7 +83,11 @@ def _terminal() -> tuple[int | None, bool]:
     """(columns, colour) of stdout: COLUMNS wins, NO_COLOR and dumb terminals switch colour off."""
     columns = os.environ.get("COLUMNS", "")
     terminal = sys.stdout.isatty()
-    width = int(columns) if columns.isdigit() and int(columns) > 0 else (os.get_terminal_size().columns if terminal else None)
+    width = (
+        int(columns)
+        if columns.isdigit() and int(columns) > 0
+        else (os.get_terminal_size().columns if terminal else None)
+    )
     color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return width, color
 

@@ -61,7 +61,9 @@ class CacheLayout:
 
     def bytes_at(self, tokens: int, element_bytes: int = 2) -> int:
         """Bytes of one sequence of ``tokens`` tokens."""
-        kept = (layer.elements * (tokens if layer.window is None else min(tokens, layer.window)) for layer in self.layers)
+        kept = (
+            layer.elements * (tokens if layer.window is None else min(tokens, layer.window)) for layer in self.layers
+        )
         return sum(kept) * element_bytes
 
     def explain(self, element_bytes: int = 2) -> str:
@@ -128,11 +130,15 @@ def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
     _window_notes(layers, text, context, notes)
     layers = _without_shared([_unwindowed(layer, context) for layer in layers], text, notes)
     if text.get("index_head_dim"):
-        notes.append(f"the sparse-attention indexer keeps {text['index_head_dim']} more values a token and layer, not counted here")
+        notes.append(
+            f"the sparse-attention indexer keeps {text['index_head_dim']} more values a token and layer, not counted here"
+        )
     if crossing := sum(1 for layer in layers if layer.kind == "image cross-attention"):
         notes.append(f"{crossing} cross-attention layers keep keys and values of image tokens, not counted here")
     if states := sum(1 for layer in layers if layer.kind == "state"):
-        notes.append(f"{states} state-space or linear-attention layers keep a state of fixed size for each sequence, not counted here")
+        notes.append(
+            f"{states} state-space or linear-attention layers keep a state of fixed size for each sequence, not counted here"
+        )
     cross = 0
     if config.get("is_encoder_decoder"):
         cross = sum(layer.elements for layer in layers)
@@ -160,7 +166,9 @@ class _Heads:
         nested = attention if isinstance(attention, Mapping) else {}
         self.heads = _whole(text, _HEAD_KEYS)
         hidden = _whole(text, _HIDDEN_KEYS)
-        self._by_layer = next((text[key] for key in ("num_key_value_heads", "num_kv_heads") if isinstance(text.get(key), list)), None)
+        self._by_layer = next(
+            (text[key] for key in ("num_key_value_heads", "num_kv_heads") if isinstance(text.get(key), list)), None
+        )
         groups = text.get("multi_query_group_num") if text.get("multi_query_attention") else None
         one = text.get("multi_query") and not text.get("new_decoder_architecture")
         self._kv = (
@@ -222,7 +230,10 @@ def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
     kinds = text.get("attn_type_list")
     if isinstance(kinds, list):  # MiniMax: 1 is softmax attention, 0 lightning attention
         return ["full_attention" if kind else "linear_attention" for kind in kinds]
-    for key in ("full_attn_idxs", "attn_layer_indices"):  # LFM2, Bamba: the attention layers; the others convolve or recur
+    for key in (
+        "full_attn_idxs",
+        "attn_layer_indices",
+    ):  # LFM2, Bamba: the attention layers; the others convolve or recur
         if isinstance(text.get(key), list):
             return ["full_attention" if number in text[key] else "conv" for number in range(count)]
     linear = text.get("linear_attn_config")
@@ -249,7 +260,9 @@ def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
         return ["attention" if n % period == offset else "mamba" for n in range(count)]
     if "state_size" in text and not _whole(text, _HEAD_KEYS):  # Mamba
         return ["mamba"] * count
-    if text.get("attention_chunk_size") and isinstance(text.get("no_rope_layers"), list) and text["no_rope_layers"]:  # Llama 4
+    if (
+        text.get("attention_chunk_size") and isinstance(text.get("no_rope_layers"), list) and text["no_rope_layers"]
+    ):  # Llama 4
         return ["chunked_attention" if rope else "full_attention" for rope in text["no_rope_layers"]]
     if text.get("attention_chunk_size"):  # Llama 4, where every fourth layer sees everything by default
         return ["full_attention" if (n + 1) % 4 == 0 else "chunked_attention" for n in range(count)]
@@ -309,7 +322,9 @@ def _without_shared(layers: list[CacheLayer], text: Mapping[str, Any], notes: li
 
 def _window_notes(layers: list[CacheLayer], text: Mapping[str, Any], context: int | None, notes: list[str]) -> None:
     if unplaced := text.get("unplaced_sliding_window"):
-        notes.append(f"the file names a sliding window of {unplaced:,} but not which layers use it: counted as full attention")
+        notes.append(
+            f"the file names a sliding window of {unplaced:,} but not which layers use it: counted as full attention"
+        )
     window = text.get("sliding_window")
     if not window:
         return

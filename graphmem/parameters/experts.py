@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 _COUNT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts", "num_routed_experts")
-_ACTIVE_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+_ACTIVE_KEYS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "top_k_experts",
+    "moe_k",
+)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

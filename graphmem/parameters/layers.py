@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def _signature(stack: str, number: int, layer: Sequence[StoredTensor]) -> tuple[
     prefix = len(f"{stack}.{number}.")
     return tuple(
         sorted(
-            (t.spec.name[prefix:], () if ".quant_state." in t.spec.name else t.spec.shape, t.spec.dtype.name) for t in layer
+            (t.spec.name[prefix:], () if ".quant_state." in t.spec.name else t.spec.shape, t.spec.dtype.name)
+            for t in layer
         )
     )
 
@@ -78,7 +80,7 @@ def _size(tensors: Sequence[StoredTensor]) -> tuple[int, int]:
 
 def spell_ranges(numbers: Sequence[int]) -> str:
     """``[0, 1, 2, 5]`` → ``0-2,5``; an even step is spelled ``0,2,…,22``."""
-    if len(numbers) > 3 and len(set(steps := [b - a for a, b in zip(numbers, numbers[1:], strict=False)])) == 1 and steps[0] > 1:
+    if len(numbers) > 3 and len(set(steps := [b - a for a, b in itertools.pairwise(numbers)])) == 1 and steps[0] > 1:
         return f"{numbers[0]},{numbers[1]},…,{numbers[-1]}"
     runs: list[list[int]] = []
     for number in numbers:

@@ -57,7 +57,9 @@ class Loaded:
         return self.packed + self.scales + self.kept
 
 
-def load_with(scheme: Scheme, tensors: Sequence[StoredTensor], roles: Mapping[str, Component], kept_bytes: int = 2) -> Loaded:
+def load_with(
+    scheme: Scheme, tensors: Sequence[StoredTensor], roles: Mapping[str, Component], kept_bytes: int = 2
+) -> Loaded:
     """Bytes after loading with ``scheme``; what is not quantized takes ``kept_bytes`` an element (16 bit by default)."""
     packed = scales = kept = 0
     for tensor in tensors:
@@ -77,7 +79,11 @@ def linear_shapes(tensor: StoredTensor, role: Component) -> tuple[int, int, int]
     spec = tensor.spec
     if role not in _QUANTIZED or tensor.kind != "parameter" or spec.dtype.bits < 16:
         return None
-    if spec.module_classes and not any(cls in ("Linear", "Conv1D") for cls in spec.module_classes) and role != "experts":
+    if (
+        spec.module_classes
+        and not any(cls in ("Linear", "Conv1D") for cls in spec.module_classes)
+        and role != "experts"
+    ):
         return None
     leaf = spec.module.rpartition(".")[2]
     if role == "experts" and len(spec.shape) == 3:
@@ -85,4 +91,3 @@ def linear_shapes(tensor: StoredTensor, role: Component) -> tuple[int, int, int]
     if len(spec.shape) != 2 or not spec.name.endswith(".weight") or leaf in _TABLES:
         return None
     return 1, spec.shape[0], spec.shape[1]
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from graphmem.checkpoint import TensorSpec
@@ -96,7 +97,9 @@ def components(tensors: Iterable[TensorSpec]) -> dict[str, Component]:
     roles = {tensor.name: _role(tensor, tree) for tensor in tensors}
     towers = {tensor.name: _tower(tensor.name) for tensor in tensors}
     # A tower is a tower only beside a language model: a lone vision encoder is attention and MLP like any other.
-    beside = any(towers[name] is None and role in ("attention", "mlp", "experts", "ssm") for name, role in roles.items())
+    beside = any(
+        towers[name] is None and role in ("attention", "mlp", "experts", "ssm") for name, role in roles.items()
+    )
     if beside:
         for name, tower in towers.items():
             if tower:
@@ -121,17 +124,22 @@ class _Tree:
         return self._widest.get(module, 0) <= 1
 
 
-def _words(name: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def _words(name: str) -> frozenset[str]:
     """``ffn_gate_exps`` → ffn gate exps; ``EncDecAttention`` and ``norm1`` → encdecattention, norm."""
-    return [word for word in re.split(r"[_\d]+", name.lower()) if word]
+    return frozenset(word for word in re.split(r"[_\d]+", name.lower()) if word)
 
 
 def _tower(name: str) -> Component | None:
     """The tower or projector a tensor lives in, by the outermost module named as one (a projector inside a tower counts)."""
     tower: Component | None = None
     for depth, part in enumerate(name.split(".")[:-1]):
-        words = set(_words(part))
-        if words & _PROJECTOR or part in ("modality_projection", "embed_vision", "embed_audio") or (part == "projection" and depth == 0):
+        words = _words(part)
+        if (
+            words & _PROJECTOR
+            or part in ("modality_projection", "embed_vision", "embed_audio")
+            or (part == "projection" and depth == 0)
+        ):
             return "projector"
         if tower is None and words & _VISION and (words <= _VISION | _TOWER or part.startswith("vision_")):
             tower = "vision tower"
@@ -144,7 +152,7 @@ def _role(tensor: TensorSpec, tree: _Tree) -> Component:
     *modules, parameter = tensor.name.split(".")
     if _is_norm(tensor, modules[-1] if modules else parameter, tree):
         return "norm"
-    words = {word for part in (*modules, parameter) for word in _words(part)}
+    words = set().union(*(_words(part) for part in (*modules, parameter)))
     names = {part.lower() for part in (*modules, parameter)}
     if names & _SHARED_EXPERTS or "shexp" in words:
         return "router" if "shared_expert_gate" in names else "shared experts"
@@ -160,9 +168,12 @@ def _role(tensor: TensorSpec, tree: _Tree) -> Component:
 
 
 def _is_norm(tensor: TensorSpec, owner: str, tree: _Tree) -> bool:
-    if any(cls.endswith("Norm") or "RMSNorm" in cls or "LayerNorm" in cls or "BatchNorm" in cls for cls in tensor.module_classes):
+    if any(
+        cls.endswith("Norm") or "RMSNorm" in cls or "LayerNorm" in cls or "BatchNorm" in cls
+        for cls in tensor.module_classes
+    ):
         return True
-    return bool(_NORM & set(_words(owner))) and tree.owns_vectors_only(tensor.module)
+    return bool(_NORM & _words(owner)) and tree.owns_vectors_only(tensor.module)
 
 
 def _routes(modules: Sequence[str], tree: _Tree) -> bool:
@@ -194,12 +205,12 @@ def _innermost(tensor: TensorSpec, modules: Sequence[str], parameter: str, tree:
     parts = [*modules, parameter]
     for depth in range(len(parts) - 1, -1, -1):
         part = parts[depth]
-        if not in_layer and part.lower() in _HEAD:
+        if part == "shared_head" or (not in_layer and part.lower() in _HEAD):  # the former: DeepSeek's prediction layer
             return "head"
         named = _ROLE_OF_NAME.get(part.lower())
         if named:
             return named
-        words = set(_words(part))
+        words = _words(part)
         if words & _ATTENTION:
             return "attention"
         if words & _MLP:

@@ -144,11 +144,21 @@ def _mxfp4(out: int, inp: int) -> tuple[Part, ...]:
 #: What the loading table compares, in its order.
 SCHEMES: tuple[Scheme, ...] = (
     Scheme("fp8", "fp8, one scale a tensor", _fp8_tensor, "vLLM and compressed-tensors, float8 per-tensor weights"),
-    Scheme("fp8-block", "fp8, scales of 128 × 128", fp8_block(128, 128), "DeepSeek-V3 report §3.3.2; transformers FineGrainedFP8"),
+    Scheme(
+        "fp8-block",
+        "fp8, scales of 128 × 128",
+        fp8_block(128, 128),
+        "DeepSeek-V3 report §3.3.2; transformers FineGrainedFP8",
+    ),
     Scheme("llm-int8", "bitsandbytes LLM.int8()", _llm_int8, "Dettmers et al. 2022; bitsandbytes Linear8bitLt (SCB)"),
     Scheme("gptq-4", "GPTQ 4-bit, groups of 128", gptq(4, 128), "Frantar et al. 2022; AutoGPTQ QuantLinear"),
     Scheme("awq-4", "AWQ 4-bit, groups of 128", awq(4, 128), "Lin et al. 2023; AutoAWQ WQLinear_GEMM"),
     Scheme("nf4", "bitsandbytes NF4", _nf4, "Dettmers et al. 2023 (QLoRA); blocks of 64"),
-    Scheme("nf4-double", "bitsandbytes NF4, double quantization", _nf4_double, "Dettmers et al. 2023, §3; blocks of 64 and 256"),
+    Scheme(
+        "nf4-double",
+        "bitsandbytes NF4, double quantization",
+        _nf4_double,
+        "Dettmers et al. 2023, §3; blocks of 64 and 256",
+    ),
     Scheme("mxfp4", "MXFP4, blocks of 32", _mxfp4, "OCP Microscaling Formats v1.0"),
 )

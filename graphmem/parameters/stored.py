@@ -46,7 +46,11 @@ _PACKED = ("U8", "I8", "I32", "U32")
 def stored_tensors(spec: ModelSpec) -> tuple[tuple[StoredTensor, ...], tuple[str, ...]]:
     """Every tensor with its meaning, and a warning for each kind of packing that is not known here."""
     tensors = {tensor.name: tensor for tensor in spec.tensors}
-    counts = {name: count for name, tensor in tensors.items() if (count := _unpacked(tensor, tensors, spec.config)) is not None}
+    counts = {
+        name: count
+        for name, tensor in tensors.items()
+        if (count := _unpacked(tensor, tensors, spec.config)) is not None
+    }
     quantized = {_module_of_packed(name) for name in counts}
     result: list[StoredTensor] = []
     unknown: list[str] = []
@@ -55,13 +59,13 @@ def stored_tensors(spec: ModelSpec) -> tuple[tuple[StoredTensor, ...], tuple[str
             result.append(StoredTensor(tensor, "parameter", counts[name]))
         elif _is_scale(name, quantized):
             result.append(StoredTensor(tensor, "scale", 0))
-        elif _is_buffer(tensor, spec.basis == "read"):
+        elif _is_buffer(tensor):
             result.append(StoredTensor(tensor, "buffer", 0))
         else:
             if tensor.dtype.name in _INTEGERS:
                 unknown.append(name)
             result.append(StoredTensor(tensor, "parameter", tensor.elements))
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if unknown:
         method = quantization_of(spec.config).get("quant_method", "an unknown method")
         warnings = (
@@ -85,10 +89,19 @@ def _unpacked(tensor: TensorSpec, tensors: Mapping[str, TensorSpec], config: Map
     if not name.endswith(".weight"):
         return None
     if f"{name}.absmax" in tensors:
-        return tensor.elements * 2 if tensor.dtype.name in ("U8", "I8") else tensor.elements * 2 * tensor.dtype.block_bytes
+        return (
+            tensor.elements * 2 if tensor.dtype.name in ("U8", "I8") else tensor.elements * 2 * tensor.dtype.block_bytes
+        )
     if f"{module}.SCB" in tensors:
         return tensor.elements
-    scale = next((tensors[f"{module}.{s}"] for s in ("weight_scale", "weight_scale_inv", "scale", "scales") if f"{module}.{s}" in tensors), None)
+    scale = next(
+        (
+            tensors[f"{module}.{s}"]
+            for s in ("weight_scale", "weight_scale_inv", "scale", "scales")
+            if f"{module}.{s}" in tensors
+        ),
+        None,
+    )
     if scale is None:
         return None
     if tensor.dtype.name == "U32":  # MLX: one scale and one bias a group, in the order of the weights
@@ -150,12 +163,14 @@ def _is_scale(name: str, quantized: set[str]) -> bool:
         return False
     module = name[: found.start()]
     # FP8 KV-cache scales hang on the attention module, whose projections are the quantized ones.
-    return module in quantized or any(f"{module}.{child}" in quantized for child in ("q_proj", "k_proj", "qkv_proj", "o_proj"))
+    return module in quantized or any(
+        f"{module}.{child}" in quantized for child in ("q_proj", "k_proj", "qkv_proj", "o_proj")
+    )
 
 
-def _is_buffer(tensor: TensorSpec, from_header: bool) -> bool:
-    if tensor.is_buffer or _BUFFER.search(tensor.name):
-        return True
-    # The causal masks that GPT-2 and GPT-NeoX once saved: [1, 1, n, n].
+def _is_buffer(tensor: TensorSpec) -> bool:
+    """What a module says of itself; else by name, or by what no parameter is: booleans, int64, GPT-2's saved masks [1, 1, n, n]."""
+    if tensor.is_buffer or tensor.module_classes:
+        return tensor.is_buffer
     is_mask = tensor.name.endswith(".bias") and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1)
-    return from_header and (is_mask or tensor.dtype.name in ("BOOL", "I64"))
+    return is_mask or tensor.dtype.name in ("BOOL", "I64") or bool(_BUFFER.search(tensor.name))

@@ -32,14 +32,21 @@ def find_ties(spec: ModelSpec, tensors: Sequence[StoredTensor], roles: Mapping[s
     if spec.ties:
         counts = {tensor.spec.name: tensor.parameters for tensor in tensors}
         return tuple(Tie(owner, tuple(names), counts.get(owner, 0)) for owner, *names in spec.ties if counts.get(owner))
-    tables = [t for t in tensors if roles[t.spec.name] == "embedding" and len(t.spec.shape) == 2 and t.spec.name.endswith("weight")]
+    tables = [
+        t
+        for t in tensors
+        if roles[t.spec.name] == "embedding" and len(t.spec.shape) == 2 and t.spec.name.endswith("weight")
+    ]
     table = max(tables, key=lambda t: t.parameters, default=None)
     if table is None:
         return ()
     twins = [
         t
         for t in tensors
-        if t is not table and t.spec.shape == table.spec.shape and roles[t.spec.name] in ("head", "embedding") and _is_tied(spec, t)
+        if t is not table
+        and t.spec.shape == table.spec.shape
+        and roles[t.spec.name] in ("head", "embedding")
+        and _is_tied(spec, t)
     ]
     if twins:
         return (Tie(table.spec.name, tuple(t.spec.name for t in twins), table.parameters, stored_again=True),)

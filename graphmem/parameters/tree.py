@@ -32,8 +32,14 @@ def module_tree(tensors: Sequence[StoredTensor], basis: Basis, depth: int) -> Ta
             _add(node, tensor)
     rows: list[tuple[int | float | str | None, ...]] = []
     _walk(root, "", 0, depth, rows)
-    columns = (Column("module", "Module"), Column("parameters", "Parameters", "count"), Column("bytes", "Bytes", "bytes"))
-    return Table("tree", f"Modules to depth {depth}", columns, tuple(rows), basis, ("Total", root.parameters, root.nbytes))
+    columns = (
+        Column("module", "Module"),
+        Column("parameters", "Parameters", "count"),
+        Column("bytes", "Bytes", "bytes"),
+    )
+    return Table(
+        "tree", f"Modules to depth {depth}", columns, tuple(rows), basis, ("Total", root.parameters, root.nbytes)
+    )
 
 
 def _add(node: _Node, tensor: StoredTensor) -> None:

@@ -50,13 +50,17 @@ def _build_transformers(config: Mapping[str, Any], what: str, class_name: str) -
         import torch
         import transformers
     except ImportError as error:
-        raise MissingExtraError(f"{what}: shapes must come from building the model, which needs torch and transformers", "torch") from error
+        raise MissingExtraError(
+            f"{what}: shapes must come from building the model, which needs torch and transformers", "torch"
+        ) from error
     transformers.logging.set_verbosity_error()
     model_type = config.get("model_type")
     cls = getattr(transformers, class_name, None) if class_name else None
     if cls is None and model_type not in transformers.CONFIG_MAPPING:
         raise UnsupportedError(_no_class(config, what))
-    settings = {key: value for key, value in config.items() if key not in ("quantization_config", "dtype", "torch_dtype")}
+    settings = {
+        key: value for key, value in config.items() if key not in ("quantization_config", "dtype", "torch_dtype")
+    }
     _rename_rope(settings)
     try:
         with warnings.catch_warnings():
@@ -77,10 +81,14 @@ def _build_diffusers(config: Mapping[str, Any], what: str, class_name: str) -> t
         import diffusers
         import torch
     except ImportError as error:
-        raise MissingExtraError(f"{what}: shapes must come from building the model, which needs diffusers", "diffusers") from error
+        raise MissingExtraError(
+            f"{what}: shapes must come from building the model, which needs diffusers", "diffusers"
+        ) from error
     cls = getattr(diffusers, class_name, None)
     if cls is None:
-        raise UnsupportedError(f"{what}: the installed diffusers has no class {class_name!r}; upgrade it: pip install -U diffusers")
+        raise UnsupportedError(
+            f"{what}: the installed diffusers has no class {class_name!r}; upgrade it: pip install -U diffusers"
+        )
     try:
         with warnings.catch_warnings(), _default_dtype(stored_dtype(config)), torch.device("meta"):
             warnings.simplefilter("ignore")
@@ -108,7 +116,12 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
         MissingExtraError, UnsupportedError: as `build_model`.
     """
     model = build_model(config, file)
-    dtype_name = config.get("dtype") or config.get("torch_dtype") or _text(config).get("dtype") or _text(config).get("torch_dtype")
+    dtype_name = (
+        config.get("dtype")
+        or config.get("torch_dtype")
+        or _text(config).get("dtype")
+        or _text(config).get("torch_dtype")
+    )
     if dtype_name is None:
         findings.warnings.append(f"{file}: the config names no dtype; float32 is assumed, as transformers does")
     stored, ties = _checkpoint_tensors(model)
@@ -130,7 +143,9 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
             f"first {unknown[0]!r}"
         )
     if declared is not None and counted != declared:
-        findings.warnings.append(f"{index.path}: metadata.total_size says {declared:,} bytes, the tensors counted take {counted:,} ({counted - declared:+,})")
+        findings.warnings.append(
+            f"{index.path}: metadata.total_size says {declared:,} bytes, the tensors counted take {counted:,} ({counted - declared:+,})"
+        )
     return ModelSpec(tuple(tensors), config, name, "built", ties, declared, index.path)
 
 
@@ -145,7 +160,9 @@ def stored_dtype(config: Mapping[str, Any]) -> str:
     try:
         return {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}[from_torch(str(name)).name]
     except KeyError as error:
-        raise UnsupportedError(f"config.json: dtype {name!r} is not a dtype weights are stored in; correct it") from error
+        raise UnsupportedError(
+            f"config.json: dtype {name!r} is not a dtype weights are stored in; correct it"
+        ) from error
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -182,7 +199,8 @@ def _rename_rope(settings: dict[str, Any]) -> None:
     scaling = settings.get("rope_scaling")
     if isinstance(scaling, dict):
         settings["rope_scaling"] = {
-            key: _RENAMED_ROPE.get(value, value) if key in ("type", "rope_type") else value for key, value in scaling.items()
+            key: _RENAMED_ROPE.get(value, value) if key in ("type", "rope_type") else value
+            for key, value in scaling.items()
         }
 
 
@@ -231,7 +249,9 @@ def _named_tensors(
         if found is None:
             unknown.append(name)
         else:
-            tensors.append(TensorSpec(name, found.shape, found.dtype, found.is_buffer, True, found.module_classes, shard))
+            tensors.append(
+                TensorSpec(name, found.shape, found.dtype, found.is_buffer, True, found.module_classes, shard)
+            )
     return tensors, unknown
 
 
@@ -297,7 +317,9 @@ def _former_buffer(name: str, config: Mapping[str, Any]) -> TensorSpec | None:
         heads = config.get("num_attention_heads")
         size = config.get("head_dim") or (config["hidden_size"] // heads if heads and "hidden_size" in config else None)
         if size:
-            return TensorSpec(name, (int(size * config.get("rotary_pct", 1.0)) // 2,), SAFETENSORS["F32"], is_buffer=True)
+            return TensorSpec(
+                name, (int(size * config.get("rotary_pct", 1.0)) // 2,), SAFETENSORS["F32"], is_buffer=True
+            )
     return None
 
 

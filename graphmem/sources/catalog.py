@@ -11,26 +11,27 @@ from graphmem.catalog.table import expand
 from graphmem.checkpoint import Checkpoint, ModelSpec
 
 _ROOT = files("graphmem.catalog")
+_MODELS = _ROOT / "models"
 
 
 def catalog_ids() -> list[str]:
     """The ids the catalog has, sorted."""
-    names = (path.name for path in _ROOT.joinpath("models").iterdir())
+    names = (path.name for path in _MODELS.iterdir())
     return sorted(name.removesuffix(".json").replace("--", "/", 1) for name in names if name.endswith(".json"))
 
 
 def find(repo_id: str) -> str | None:
     """The catalog's spelling of ``repo_id`` (any case, former names too), or None if it has no such model."""
-    if _ROOT.joinpath("models", _file(repo_id)).is_file():
+    if (_MODELS / _file(repo_id)).is_file():
         return repo_id
-    aliases: dict[str, str] = json.loads(_ROOT.joinpath("aliases.json").read_text())
+    aliases: dict[str, str] = json.loads((_ROOT / "aliases.json").read_text())
     wanted = repo_id.lower()
     return aliases.get(wanted) or next((id for id in catalog_ids() if id.lower() == wanted), None)
 
 
 def read_catalog(repo_id: str, reason: str) -> Checkpoint:
     """The entry of ``repo_id`` (as `find` spells it). ``reason`` is why the catalog answers and not the Hub."""
-    entry = json.loads(_ROOT.joinpath("models", _file(repo_id)).read_text())
+    entry = json.loads((_MODELS / _file(repo_id)).read_text())
     parts: dict[str, Any] = entry.get("components") or {"": entry}
     sections = tuple(
         ModelSpec(tuple(expand(part["tensors"])), part["config"], name, "built") for name, part in parts.items()
@@ -48,7 +49,9 @@ def _verification(spec: ModelSpec, part: Mapping[str, Any]) -> str:
         if "bytes" in fact:
             return _compared(spec.nbytes, fact["bytes"], "bytes", source)
         if "parameters" in fact:
-            return _compared(sum(tensor.elements for tensor in spec.tensors), fact["parameters"], "stored elements", source)
+            return _compared(
+                sum(tensor.elements for tensor in spec.tensors), fact["parameters"], "stored elements", source
+            )
     for fact in published:
         if "file_bytes" in fact and 0 < fact["file_bytes"] - spec.nbytes < 200 * (len(spec.tensors) + 10):
             return f"total consistent with the file size of {fact['of']} ({fact['source']}): {fact['file_bytes']:,} bytes with headers"

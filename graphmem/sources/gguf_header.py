@@ -53,7 +53,9 @@ class _Reader:
         if version not in _VERSIONS:
             if version & 0xFFFF == 0:
                 raise UnsupportedError(f"{self._path}: a big-endian GGUF; convert it to little-endian")
-            raise UnsupportedError(f"{self._path}: GGUF version {version}; known are {_VERSIONS}. Convert the file anew")
+            raise UnsupportedError(
+                f"{self._path}: GGUF version {version}; known are {_VERSIONS}. Convert the file anew"
+            )
         tensor_count, pair_count = self._number("Q"), self._number("Q")
         metadata = {}
         for _ in range(pair_count):
@@ -65,7 +67,9 @@ class _Reader:
         name = self._string()
         count = self._number("I")
         if count > _MAX_DIMS:
-            raise CheckpointError(f"{self._path}: tensor {name!r} has {count} dimensions; the header is corrupt, download it again")
+            raise CheckpointError(
+                f"{self._path}: tensor {name!r} has {count} dimensions; the header is corrupt, download it again"
+            )
         shape = tuple(reversed([self._number("Q") for _ in range(count)]))
         type_id = self._number("I")
         self._number("Q")  # offset of the data
@@ -75,7 +79,9 @@ class _Reader:
         try:
             end = tensor.nbytes
         except ValueError as error:
-            raise CheckpointError(f"{self._path}: tensor {name!r}: {error}; the header is corrupt, download it again") from error
+            raise CheckpointError(
+                f"{self._path}: tensor {name!r}: {error}; the header is corrupt, download it again"
+            ) from error
         if end > self._size:
             raise CheckpointError(
                 f"{self._path}: tensor {name!r} needs {end:,} bytes, the file holds {self._size:,}: truncated; download it again"
@@ -113,7 +119,9 @@ class _Reader:
 
     def _fetch(self, end: int) -> None:
         if end > self._size:
-            raise CheckpointError(f"{self._path}: the header runs past the end of the file ({self._size:,} bytes): truncated; download it again")
+            raise CheckpointError(
+                f"{self._path}: the header runs past the end of the file ({self._size:,} bytes): truncated; download it again"
+            )
         if end > _MAX_HEADER:
             raise CheckpointError(f"{self._path}: the header is over {_MAX_HEADER:,} bytes: corrupt; download it again")
         have = len(self._data)

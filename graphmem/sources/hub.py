@@ -6,6 +6,7 @@ HF_HUB_OFFLINE, proxies and time-outs behave as its users expect.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ _RETRIES = 2
 _FIRST_WAIT_S = 0.5
 _BUSY = (429, 500, 502, 503, 504)
 #: Enough to hide the latency of a hundred shards without being a burden to the Hub.
-_WORKERS = 32
+_WORKERS = 48
 
 
 class HubRepository:
@@ -35,7 +36,10 @@ class HubRepository:
             HubError: gated, private, or the server failed.
             HubUnreachableError: no connection.
         """
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
+
+        _knock(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT)
+        from huggingface_hub import HfApi
 
         self.name = repo_id
         self._token = token
@@ -64,8 +68,8 @@ class HubRepository:
         raise AssertionError("the last attempt returns or raises")
 
     def _read_once(self, path: str, start: int, stop: int) -> bytes:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
         if stop <= start:
             return b""
@@ -129,6 +133,25 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def _knock(endpoint: str, timeout: float) -> None:
+    """Find out by one connection whether there is a network, before the fifth of a second that importing HfApi takes.
+
+    Raises:
+        HubUnreachableError: the host does not resolve or does not answer. Behind a proxy that is not for us to find out.
+    """
+    import socket
+    from urllib.parse import urlsplit
+
+    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value for name, value in os.environ.items()):
+        return
+    address = urlsplit(endpoint)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout).close()
+    except OSError as error:
+        raise HubUnreachableError(f"{_host(endpoint)} cannot be reached ({_reason(error)})") from error
+
+
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None, path: str = "") -> Iterator[None]:
     """The Hub's answers as one line that says what to do."""
@@ -143,7 +166,9 @@ def _hub_errors(repo_id: str, revision: str | None, path: str = "") -> Iterator[
             "read it (--token or HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise TargetError(f"{repo_id} has no revision {revision!r}; see the branches and tags at {page}/tree/main") from error
+        raise TargetError(
+            f"{repo_id} has no revision {revision!r}; see the branches and tags at {page}/tree/main"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise TargetError(
             f"{repo_id} is not a model repository on {_host(constants.ENDPOINT)}, or it is private: check the spelling, or log "
@@ -187,6 +212,8 @@ def _transport_error() -> type[Exception]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).splitlines()[0] if str(error) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -40,7 +40,9 @@ def read_index(repository: Repository, path: str) -> Index:
     content = read_object(repository, path)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: 'weight_map' (tensor name → shard file) is missing or empty; download the file again")
+        raise CheckpointError(
+            f"{path}: 'weight_map' (tensor name → shard file) is missing or empty; download the file again"
+        )
     folder = posixpath.dirname(path)
     shards: dict[str, str] = {}
     for tensor, shard in weight_map.items():

@@ -56,13 +56,17 @@ def choose(files: Mapping[str, int], folder: str = "") -> Layout:
 def _safetensors(here: list[str], files: Mapping[str, int], folder: str) -> Layout | None:
     present = set(here)
     for stem in _STEMS:
-        single, index = (posixpath.join(folder, f"{stem}{suffix}") for suffix in (".safetensors", ".safetensors.index.json"))
+        single, index = (
+            posixpath.join(folder, f"{stem}{suffix}") for suffix in (".safetensors", ".safetensors.index.json")
+        )
         if single in present:
             return Layout("safetensors", (single,))
         if index in present:
             return Layout("safetensors", (), index)
     for stem in _STEMS:  # only a variant is there: model.fp16.safetensors, model.safetensors.index.fp16.json
-        pattern = re.compile(re.escape(posixpath.join(folder, stem)) + r"\.(safetensors\.index\.\w+\.json|\w+\.safetensors)$")
+        pattern = re.compile(
+            re.escape(posixpath.join(folder, stem)) + r"\.(safetensors\.index\.\w+\.json|\w+\.safetensors)$"
+        )
         variants = sorted(path for path in here if pattern.match(path) and "-of-" not in path)
         if variants:
             path = variants[0]
@@ -106,7 +110,9 @@ def _largest_group(paths: Iterable[str], files: Mapping[str, int]) -> tuple[str,
 def _with_choice(layout: Layout, files: Mapping[str, int], folder: str) -> Layout:
     """State what was counted and what was not, if the folder holds more weights than the chosen set."""
     chosen = set(layout.files)
-    shard_prefix = re.sub(r"\.index(\.\w+)?\.json$", "", layout.index or "").removesuffix(".safetensors").removesuffix(".bin")
+    shard_prefix = (
+        re.sub(r"\.index(\.\w+)?\.json$", "", layout.index or "").removesuffix(".safetensors").removesuffix(".bin")
+    )
     prefix = f"{folder}/" if folder else ""
     others = [
         path
@@ -119,13 +125,17 @@ def _with_choice(layout: Layout, files: Mapping[str, int], folder: str) -> Layou
     ]
     if not others or layout.format == "none":
         return layout
-    counted = layout.index or (layout.files[0] if len(layout.files) == 1 else f"{layout.files[0]} and {len(layout.files) - 1} more")
+    counted = layout.index or (
+        layout.files[0] if len(layout.files) == 1 else f"{layout.files[0]} and {len(layout.files) - 1} more"
+    )
     choice = f"counted {counted}; not counted, as other copies: {_summary(others, prefix)}"
     return Layout(layout.format, layout.files, layout.index, choice)
 
 
 def _summary(paths: list[str], prefix: str) -> str:
-    folders = Counter(path.removeprefix(prefix).split("/")[0] + "/" for path in paths if "/" in path.removeprefix(prefix))
+    folders = Counter(
+        path.removeprefix(prefix).split("/")[0] + "/" for path in paths if "/" in path.removeprefix(prefix)
+    )
     names = [path.removeprefix(prefix) for path in paths if "/" not in path.removeprefix(prefix)]
     parts = [*names[:4], *([f"{len(names) - 4} more files"] if len(names) > 4 else [])]
     parts += [f"{folder} ({count} {'file' if count == 1 else 'files'})" for folder, count in folders.most_common(4)]

@@ -96,7 +96,9 @@ def _from_repository(repository: Repository, target: str, access: Access) -> Che
     if is_pipeline(repository):
         sections = read_pipeline(repository, findings, access.progress)
     elif is_adapter(repository):
-        sections = read_adapter(repository, findings, lambda base: load(base, Access(None, access.token, access.offline)), access.progress)
+        sections = read_adapter(
+            repository, findings, lambda base: load(base, Access(None, access.token, access.offline)), access.progress
+        )
     else:
         dense = [read_model(repository, findings, folder, folder) for folder in dense_modules(repository)]
         sections = (read_model(repository, findings, progress=access.progress), *dense)
@@ -111,7 +113,9 @@ def _from_hub(repo_id: str, access: Access, file: str | None) -> Checkpoint:
             raise TargetError(f"{repo_id} has no file {file!r}; it has {_some(list(repository.files))}")
         findings = Findings()
         spec = read_file(repository, file, findings)
-        return Checkpoint(f"{repo_id}/{file}", repository.origin, (spec,), tuple(findings.notes), tuple(findings.warnings))
+        return Checkpoint(
+            f"{repo_id}/{file}", repository.origin, (spec,), tuple(findings.notes), tuple(findings.warnings)
+        )
 
     from graphmem.sources.hub import is_offline
 
@@ -133,18 +137,22 @@ def _without_hub(
     from graphmem.sources.hub import cached_snapshot
 
     snapshot = cached_snapshot(repo_id, access.revision)
-    incomplete = ""
-    if snapshot is not None:
+    known = find(repo_id) if access.revision is None and file is None else None
+    # A cache often holds a config or a tokenizer only; then the catalog's shapes come before building the model here.
+    if snapshot is not None and (
+        known is None or any(path.endswith((".safetensors", ".gguf")) for path in snapshot.files)
+    ):
         snapshot.origin += f" ({why})"
         try:
             return read(snapshot)
-        except (CheckpointError, TargetError, MissingExtraError) as error:  # a cache may hold a config or a tokenizer only
-            incomplete = f"; the Hub cache's copy cannot answer either ({error})"
-    if access.revision is None and file is None and (known := find(repo_id)):
+        except (CheckpointError, TargetError, MissingExtraError) as error:
+            if known is None:
+                raise TargetError(f"{repo_id}: {why}, and the Hub cache's copy cannot answer: {error}") from error
+    if known is not None:
         return read_catalog(known, why)
-    near = [id for id in catalog_ids() if repo_id.split("/")[-1].lower()[:6] in id.lower()]
+    near = [id for id in catalog_ids() if repo_id.rsplit("/", maxsplit=1)[-1].lower()[:6] in id.lower()]
     hint = f"; the catalog has {_some(near)}" if near else ""
-    raise TargetError(f"{repo_id}: {why}, and neither the Hub cache nor the built-in catalog has it{incomplete}{hint}")
+    raise TargetError(f"{repo_id}: {why}, and neither the Hub cache nor the built-in catalog has it{hint}")
 
 
 def _some(names: list[str]) -> str:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def spec_of_module(module: torch.nn.Module, basis: Basis = "read", config: Mapping[str, Any] | None = None) -> ModelSpec:
+def spec_of_module(
+    module: torch.nn.Module, basis: Basis = "read", config: Mapping[str, Any] | None = None
+) -> ModelSpec:
     """Every parameter and buffer of ``module``, tied ones once.
 
     Args:

@@ -29,10 +29,14 @@ def read_pipeline(repository: Repository, findings: Findings, progress: Progress
         if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or None in value:
             continue
         held = [path for path in repository.files if path.startswith(f"{name}/")]
-        if any(path.endswith((".safetensors", ".bin", ".gguf", ".index.json")) for path in held) or _has_model_config(held, name):
+        if any(path.endswith((".safetensors", ".bin", ".gguf", ".index.json")) for path in held) or _has_model_config(
+            held, name
+        ):
             sections.append(read_model(repository, findings, name, name, progress))
     if not sections:
-        raise CheckpointError("model_index.json: none of its components holds weights here; download the whole pipeline")
+        raise CheckpointError(
+            "model_index.json: none of its components holds weights here; download the whole pipeline"
+        )
     return tuple(sections)
 
 
@@ -56,9 +60,13 @@ def read_adapter(
     base_id = config.get("base_model_name_or_path")
     kind = config.get("peft_type", "PEFT")
     if not isinstance(base_id, str) or not base_id:
-        findings.warnings.append("adapter_config.json: names no base model, so only the adapter's own tensors are counted")
+        findings.warnings.append(
+            "adapter_config.json: names no base model, so only the adapter's own tensors are counted"
+        )
         return (adapter,)
-    findings.notes.append(f"{kind} adapter for {base_id}" + (f", rank {config['r']}" if isinstance(config.get("r"), int) else ""))
+    findings.notes.append(
+        f"{kind} adapter for {base_id}" + (f", rank {config['r']}" if isinstance(config.get("r"), int) else "")
+    )
     try:
         base = load_base(base_id)
     except GraphmemError as error:

@@ -21,11 +21,25 @@ Progress = Callable[[int, int], None]
 class Repository(Protocol):
     """Files by path with their sizes in bytes, read by range so that weights are never touched."""
 
-    name: str
-    origin: str
-    files: Mapping[str, int]
-    #: Reads worth having in flight at once.
-    workers: int
+    @property
+    def name(self) -> str:
+        """What people call it: the folder's name or the Hub id."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Where it is, in one line for a report."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Every file, by path with forward slashes, and its size in bytes."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Reads worth having in flight at once."""
+        ...
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         """Bytes ``[start, stop)`` of the file, exactly.

@@ -101,7 +101,9 @@ def _decode(header: bytes, file: str) -> dict[str, Any]:
         return -0.0 if digits == "-0" else int(digits)  # serde reads -0 as a float, and so refuses it as a size
 
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_Pairs.of, parse_constant=fail, parse_int=integer)
+        entries = json.loads(
+            header.decode("utf-8"), object_pairs_hook=_Pairs.of, parse_constant=fail, parse_int=integer
+        )
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{file}: the header is not UTF-8 at byte {error.start}; {_AGAIN}") from error
     except json.JSONDecodeError as error:
@@ -178,9 +180,7 @@ def _check_cover(ranges: list[tuple[int, int, str]], data_bytes: int, file: str)
             )
         position, previous = stop, name
     if position < data_bytes:
-        raise CheckpointError(
-            f"{file}: {data_bytes - position:,} bytes after the last tensor belong to none; {_AGAIN}"
-        )
+        raise CheckpointError(f"{file}: {data_bytes - position:,} bytes after the last tensor belong to none; {_AGAIN}")
     if position > data_bytes:
         raise CheckpointError(
             f"{file}: the tensors need {position:,} bytes of data, the file holds {data_bytes:,}: truncated; {_AGAIN}"

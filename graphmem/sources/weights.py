@@ -145,7 +145,9 @@ def _compare_with_index(index: Index, tensors: Mapping[str, TensorSpec], finding
         findings.warnings.append(f"{index.path}: lists {len(absent)} tensors no shard holds, first {absent[0]!r}")
     unlisted = [name for name in tensors if name not in index.shards]
     if unlisted:
-        findings.warnings.append(f"{index.path}: does not list {len(unlisted)} tensors the shards hold, first {unlisted[0]!r}")
+        findings.warnings.append(
+            f"{index.path}: does not list {len(unlisted)} tensors the shards hold, first {unlisted[0]!r}"
+        )
 
 
 def _read_gguf(repository: Repository, layout: Layout, name: str) -> ModelSpec:

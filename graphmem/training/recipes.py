@@ -28,10 +28,42 @@ class Recipe:
 
 
 RECIPES: tuple[Recipe, ...] = (
-    Recipe("fp32", "fp32, or AMP autocast over fp32 weights", 4, 4, 0, 8, "torch.amp: weights, gradients and states stay fp32"),
+    Recipe(
+        "fp32",
+        "fp32, or AMP autocast over fp32 weights",
+        4,
+        4,
+        0,
+        8,
+        "torch.amp: weights, gradients and states stay fp32",
+    ),
     Recipe("mixed", "mixed, fp32 master weights", 2, 2, 4, 8, "ZeRO (Rajbhandari et al. 2020) §3.1: 2 + 2 + K = 12"),
-    Recipe("mixed-fp32-grads", "mixed, fp32 gradients too", 2, 4, 4, 8, "Megatron-LM distributed optimizer docs, bf16 with fp32 grads: 18"),
-    Recipe("bf16-fp32-states", "bf16 weights, fp32 states", 2, 2, 0, 8, "bf16 model, AdamW states kept in fp32, no master copy"),
+    Recipe(
+        "mixed-fp32-grads",
+        "mixed, fp32 gradients too",
+        2,
+        4,
+        4,
+        8,
+        "Megatron-LM distributed optimizer docs, bf16 with fp32 grads: 18",
+    ),
+    Recipe(
+        "bf16-fp32-states",
+        "bf16 weights, fp32 states",
+        2,
+        2,
+        0,
+        8,
+        "bf16 model, AdamW states kept in fp32, no master copy",
+    ),
     Recipe("bf16", "pure bf16/fp16", 2, 2, 0, 4, "torch.optim.AdamW on a 16-bit model: states take the weights' dtype"),
-    Recipe("bf16-adam8bit", "bf16 weights, 8-bit AdamW", 2, 2, 0, 2, "bitsandbytes AdamW8bit (Dettmers et al. 2022): two bytes of states"),
+    Recipe(
+        "bf16-adam8bit",
+        "bf16 weights, 8-bit AdamW",
+        2,
+        2,
+        0,
+        2,
+        "bitsandbytes AdamW8bit (Dettmers et al. 2022): two bytes of states",
+    ),
 )

@@ -35,7 +35,8 @@ def page(report: Report) -> str:
 def _section(section: Section) -> str:
     title = f"<h4>{escape(section.name)}</h4>" if section.name else ""
     figures = "".join(
-        f"<li>{escape(f.title)}: <b>{escape(figure_text(f))}</b> <span class='b'>{f.basis}</span></li>" for f in section.figures
+        f"<li>{escape(f.title)}: <b>{escape(figure_text(f))}</b> <span class='b'>{f.basis}</span></li>"
+        for f in section.figures
     )
     return f"{title}<ul>{figures}</ul>{''.join(_table(table) for table in section.tables)}"
 
@@ -45,14 +46,25 @@ def _table(table: Table) -> str:
     head = "".join(f"<th{c}>{escape(column.title)}</th>" for c, column in zip(classes, table.columns, strict=True))
     rows = "".join(
         "<tr>"
-        + "".join(f"<td{c}>{escape(cell_text(v, column))}</td>" for c, v, column in zip(classes, row, table.columns, strict=True))
+        + "".join(
+            f"<td{c}>{escape(cell_text(v, column))}</td>"
+            for c, v, column in zip(classes, row, table.columns, strict=True)
+        )
         + "</tr>"
         for row in table.rows
     )
     total = ""
     if table.total:
         cells = zip(classes, table.total, table.columns, strict=True)
-        total = "<tfoot><tr>" + "".join(f"<td{c}>{escape(cell_text(v, k)) if v is not None else ''}</td>" for c, v, k in cells) + "</tr></tfoot>"
+        total = (
+            "<tfoot><tr>"
+            + "".join(f"<td{c}>{escape(cell_text(v, k)) if v is not None else ''}</td>" for c, v, k in cells)
+            + "</tr></tfoot>"
+        )
     notes = "".join(f"<p class='b'>{escape(note)}</p>" for note in table.notes)
     caption = f"<caption>{escape(table.title)} <span class='b'>{table.basis}</span></caption>"
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>{total}</table>{notes}" if table.rows else notes
+    return (
+        f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>{total}</table>{notes}"
+        if table.rows
+        else notes
+    )

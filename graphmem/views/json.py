@@ -29,7 +29,9 @@ def as_dict(report: Report) -> dict[str, Any]:
 def _section(section: Section) -> dict[str, Any]:
     return {
         "name": section.name,
-        "figures": {f.key: {"value": f.value, "unit": f.unit, "basis": f.basis, "explain": f.explain} for f in section.figures},
+        "figures": {
+            f.key: {"value": f.value, "unit": f.unit, "basis": f.basis, "explain": f.explain} for f in section.figures
+        },
         "tables": {table.key: _table(table) for table in section.tables},
     }
 

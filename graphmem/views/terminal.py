@@ -18,16 +18,22 @@ def render(report: Report, *, width: int = 100, color: bool = False, explain: bo
     """The report in ``width`` columns. Tables too wide for it become one ``column: value`` list a row, never cut numbers."""
     out = io.StringIO()
     console = Console(
-        file=out, width=width, force_terminal=color, color_system="standard" if color else None, highlight=False, emoji=False, markup=False
+        file=out,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
     )
     console.print(Text(report.target, style="bold"), soft_wrap=True)
     console.print(Text(report.origin, style="dim"), soft_wrap=True)
     for section in report.sections:
         _section(console, section, explain)
     for note in report.notes:
-        console.print(Text(f"Note: {note}", style="dim"))
+        console.print(Text(f"Note: {note}", style="dim"), soft_wrap=True)
     for warning in report.warnings:
-        console.print(Text(f"Warning: {warning}", style="yellow"))
+        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     return out.getvalue()
 
 
@@ -39,9 +45,9 @@ def _section(console: Console, section: Section, explain: bool) -> None:
         line = Text(f"{figure.title}: ", style="bold")
         line.append(figure_text(figure), style="none")
         line.append(f"  [{figure.basis}]", style="dim")
-        console.print(line)
+        console.print(line, soft_wrap=True)
         if explain and figure.explain:
-            console.print(Text(f"    = {figure.explain}", style="dim"))
+            console.print(Text(f"    = {figure.explain}", style="dim"), soft_wrap=True)
     for table in section.tables:
         _table(console, table, explain)
 
@@ -53,15 +59,18 @@ def _table(console: Console, table: Table, explain: bool) -> None:
     console.print(title)
     if table.rows:
         grid = _grid(table)
-        if Measurement.get(console, console.options, grid).minimum > console.width or _least_width(table) > console.width:
+        if (
+            Measurement.get(console, console.options, grid).minimum > console.width
+            or _least_width(table) > console.width
+        ):
             _list(console, table)
         else:
             console.print(grid)
     for note in table.notes:
-        console.print(Text(f"  {note}", style="dim"))
+        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     if explain:
         for line in table.explain:
-            console.print(Text(f"    = {line}", style="dim"))
+            console.print(Text(f"    = {line}", style="dim"), soft_wrap=True)
 
 
 def _grid(table: Table) -> Grid:
@@ -70,7 +79,12 @@ def _grid(table: Table) -> Grid:
         footer = cell_text(table.total[position], column) if table.total and table.total[position] is not None else ""
         text = column.unit == "text"
         grid.add_column(
-            column.title, Text(footer), justify="left" if text else "right", no_wrap=not text, overflow="fold", footer_style="bold"
+            column.title,
+            Text(footer),
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold",
+            footer_style="bold",
         )
     for row in table.rows:
         grid.add_row(*(Text(cell_text(value, column)) for value, column in zip(row, table.columns, strict=True)))
@@ -90,7 +104,7 @@ def _least_width(table: Table) -> int:
 def _list(console: Console, table: Table) -> None:
     for row in (*table.rows, *([table.total] if table.total else [])):
         first, *rest = zip(row, table.columns, strict=True)
-        console.print(Text(cell_text(*first), style="bold"))
+        console.print(Text(cell_text(*first), style="bold"), soft_wrap=True)
         for value, column in rest:
             if value is not None:
-                console.print(Text(f"  {column.title}: {cell_text(value, column)}"))
+                console.print(Text(f"  {column.title}: {cell_text(value, column)}"), soft_wrap=True)
