@@ -89,7 +89,11 @@ def _start_up(hub: Hub, env: dict[str, str]) -> None:
     )
     rows["hf-mem, from the local Hub"] = hf_mem
     rows["accelerate estimate-memory, from the local Hub"] = accelerate
-    print(f"Cold start, {MODEL} (medians of {RUNS} runs; accelerate 3)\n")
+    print(
+        "# Speed\n\n`python -m tests.speed` prints this page: every program as a process of its own, in one run, against one local Hub."
+    )
+    print("Machines differ and are noisy; the differences and ratios within a run are what counts.\n")
+    print(f"## Cold start, {MODEL}\n\nMedians of {RUNS} runs (accelerate 3).\n")
     print("| | ms | against hf-mem | accelerate against it | MB |\n|:--|--:|--:|--:|--:|")
     for name, run in rows.items():
         print(
@@ -115,7 +119,7 @@ def _large(hub: Hub, env: dict[str, str], home: Path) -> None:
         "163 shards, every request 50 ms late": measure([*GRAPHMEM, "org/slow"], env, 5),
         "one file of 10,000 tensors, every request 50 ms late": measure([*GRAPHMEM, one], env, 3),
     }
-    print("\nLarge and far checkpoints (medians)\n\n| | ms | MB |\n|:--|--:|--:|")
+    print("\n## Large and far checkpoints\n\nMedians.\n\n| | ms | MB |\n|:--|--:|--:|")
     for name, run in rows.items():
         print(f"| {name} | {run.seconds * 1000:.0f} | {run.megabytes:.0f} |")
 

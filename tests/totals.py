@@ -70,7 +70,11 @@ def markdown(table: list[Row]) -> str:
     """The table for people."""
     exact = sum(row.exact for row in table)
     lines = [
-        f"{exact} of {len(table)} checkpoints byte-exact.",
+        "# Totals\n",
+        "Checkpoints whose genuine config.json and index are at hand: each is built from its config on the meta device, its tensors",
+        "are matched to the index's names, and their bytes are held against the total its publisher recorded.",
+        "`python -m tests.totals` prints this page.\n",
+        f"{exact} of {len(table)} are exact to the byte. Most others need code from their own repository, which graphmem does not run.",
         "",
         "| checkpoint | index says | counted | |",
         "|:--|--:|--:|:--|",

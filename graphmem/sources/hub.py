@@ -40,9 +40,10 @@ class HubRepository:
 
         _knock(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT)
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import build_hf_headers
 
         self.name = repo_id
-        self._token = token
+        self._headers = build_hf_headers(token=token)
         self._timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with _hub_errors(repo_id, revision):
             info = HfApi(token=token).model_info(
@@ -51,13 +52,11 @@ class HubRepository:
         self.commit = info.sha or revision or "main"
         self.origin = f"{_host(constants.ENDPOINT)}/{repo_id} at {self.commit[:12]}"
         self.files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+        self._cached = _cache_of(repo_id) / "snapshots" / self.commit
 
     def read(self, path: str, start: int, stop: int) -> bytes:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(self.name, path, revision=self.commit)
-        if isinstance(cached, str):
-            return read_range(Path(cached), start, stop, path)
+        if (self._cached / path).is_file():
+            return read_range(self._cached / path, start, stop, path)
         for attempt in range(_RETRIES + 1):
             try:
                 return self._read_once(path, start, stop)
@@ -69,13 +68,12 @@ class HubRepository:
 
     def _read_once(self, path: str, start: int, stop: int) -> bytes:
         from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        from huggingface_hub.utils import hf_raise_for_status
 
         if stop <= start:
             return b""
         url = hf_hub_url(self.name, path, revision=self.commit)
-        headers = build_hf_headers(token=self._token)
-        headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         received = bytearray()
         skip = 0
         try:
@@ -109,13 +107,10 @@ class _Retryable(Exception):
 
 
 def cached_snapshot(repo_id: str, revision: str | None = None) -> LocalFolder | None:
-    """The Hub cache's copy of a repository, or None; needs no network and imports no HTTP client.
-
-    The layout is the documented one (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
-    """
+    """The Hub cache's copy of a repository, or None; needs no network and imports no HTTP client."""
     from huggingface_hub import constants
 
-    root = Path(constants.HF_HUB_CACHE) / constants.REPO_ID_SEPARATOR.join(["models", *repo_id.split("/")])
+    root = _cache_of(repo_id)
     reference = root / "refs" / (revision or constants.DEFAULT_REVISION)
     commit = reference.read_text().strip() if reference.is_file() else revision
     snapshot = root / "snapshots" / commit if commit else None
@@ -124,6 +119,13 @@ def cached_snapshot(repo_id: str, revision: str | None = None) -> LocalFolder | 
     folder = LocalFolder(snapshot, origin=f"Hub cache, {repo_id} at {snapshot.name[:12]}")
     folder.name = repo_id
     return folder
+
+
+def _cache_of(repo_id: str) -> Path:
+    """Where the Hub cache keeps a repository (https://huggingface.co/docs/huggingface_hub/guides/manage-cache)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / constants.REPO_ID_SEPARATOR.join(["models", *repo_id.split("/")])
 
 
 def is_offline() -> bool:

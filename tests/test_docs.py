@@ -1,0 +1,77 @@
+"""The docs show real output: each ``$ graphmem …`` block is run again and compared (`pytest --overwrite` writes it anew)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import graphmem
+from graphmem.sources.catalog import catalog_ids
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+_BLOCK = re.compile(r"```console\n\$ graphmem (?P<command>[^\n]*)\n(?P<output>.*?)```", re.S)
+
+
+def _run(command: str) -> str:
+    args, _, head = command.partition("| head -")
+    environment = {**os.environ, "COLUMNS": "110"}
+    done = subprocess.run(
+        [sys.executable, "-m", "graphmem", *shlex.split(args)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    return "".join(done.stdout.splitlines(keepends=True)[: int(head) if head else None])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_console_blocks_are_real(page: Path, overwrite: bool) -> None:
+    text = page.read_text()
+    fresh = _BLOCK.sub(lambda m: f"```console\n$ graphmem {m['command']}\n{_run(m['command'])}```", text)
+    if overwrite:
+        page.write_text(fresh)
+    assert fresh == page.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_readme_has_exactly_two_set_up_commands() -> None:
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    assert commands[0].endswith("graphmem inspect microsoft/Phi-3-mini-128k-instruct")
+    assert commands[1].endswith("python -m pytest")
+
+
+def test_the_readme_counts_the_catalog_rightly() -> None:
+    counts = re.findall(
+        r"catalog of (\d+) models", (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
+    )
+    assert set(counts) == {str(len(catalog_ids()))}
+
+
+def test_the_json_page_names_every_figure_and_table() -> None:
+    page = (ROOT / "docs" / "json.md").read_text()
+    for id in (
+        "openai/gpt-oss-20b",
+        "openai-community/gpt2",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "google-t5/t5-small",
+    ):
+        for section in graphmem.inspect(id, offline=True, depth=1, tensors=True).sections:
+            for figure in section.figures:
+                assert f"| `{figure.key}` | {figure.unit} |" in page
+            for table in section.tables:
+                row = next(line for line in page.splitlines() if line.startswith(f"| `{table.key}` |"))
+                assert [c.key for c in table.columns if f"`{c.key}`" not in row] == []
