@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphmem.inspection import Detail, inspection
+from graphmem.inspection.assemble import Detail, inspection
 from graphmem.report import Report
 from graphmem.sources.load import Access, load
 from graphmem.sources.repository import Progress

@@ -5,7 +5,7 @@ A table's cells are plain ints, floats and strings; its columns say what they me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 
 Unit = Literal["bytes", "count", "share", "text"]
 Cell = int | float | str | None
+Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class Table:
     key: str
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
     basis: Basis
-    total: tuple[Cell, ...] | None = None
+    total: Row | None = None
     notes: tuple[str, ...] = ()
     #: How each row came about, in words and numbers, parallel to ``rows``; shown by ``--explain``.
     explain: tuple[str, ...] = ()
@@ -53,6 +54,18 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def sum_row(columns: Sequence[Column], rows: Sequence[Row], label: str = "Total") -> Row:
+    """The sum of every count, bytes and share column; text columns are blank but for the first."""
+    total: list[Cell] = []
+    for position, column in enumerate(columns):
+        if column.unit == "text":
+            total.append(label if position == 0 else None)
+        else:
+            values = [row[position] for row in rows]
+            total.append(sum(value for value in values if isinstance(value, int | float)))
+    return tuple(total)
 
 
 @dataclass(frozen=True)

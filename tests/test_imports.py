@@ -16,11 +16,12 @@ ROOT = Path(graphmem.__file__).parent
 
 #: Rooms by level: a room may import only from levels before its own (and from itself).
 LEVELS = [
-    {"units", "errors"},
+    {"units", "errors", "config"},
     {"dtypes"},
     {"checkpoint"},
     {"report"},
-    {"parameters", "catalog"},
+    {"parameters"},
+    {"catalog"},
     {"inference", "training"},
     {"sources"},
     {"inspection"},

@@ -12,7 +12,7 @@ from graphmem.parameters.loading import Loaded, linear_shapes, load_with
 from graphmem.parameters.roles import components
 from graphmem.parameters.schemes import SCHEMES, Scheme, awq, gptq
 from graphmem.parameters.stored import stored_tensors
-from graphmem.sources.build import build_checkpoint_tensors
+from graphmem.sources.built_spec import build_checkpoint_tensors
 
 BY_KEY = {scheme.key: scheme for scheme in SCHEMES}
 

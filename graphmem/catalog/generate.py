@@ -20,7 +20,7 @@ from typing import Any
 from graphmem.catalog.table import compress, expand
 from graphmem.checkpoint import TensorSpec
 from graphmem.dtypes import SAFETENSORS
-from graphmem.sources.build import build_checkpoint_tensors
+from graphmem.sources.built_spec import build_checkpoint_tensors
 
 _MODELS = Path(str(files("graphmem.catalog"))) / "models"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from graphmem.checkpoint import TensorSpec
 from graphmem.dtypes import SAFETENSORS
+from graphmem.parameters.layers import consecutive_runs
 
 Row = tuple[str, list[int], str]
 
@@ -58,12 +59,7 @@ def _factor(tuples: list[tuple[int, ...]]) -> list[tuple[str, ...]]:
 def _spell(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return str(numbers[0])
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
+    runs = consecutive_runs(numbers)
     return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from graphmem.config import text_config
+
 _COUNT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts", "num_routed_experts")
 _ACTIVE_KEYS = (
     "num_experts_per_tok",
@@ -15,16 +17,6 @@ _ACTIVE_KEYS = (
     "top_k_experts",
     "moe_k",
 )
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a config: nested in multimodal ones, the config itself otherwise."""
-    for key in ("text_config", "llm_config", "language_config", "language_model_config"):
-        inner = config.get(key)
-        if isinstance(inner, Mapping) and inner:
-            return inner
-    thinker = config.get("thinker_config")
-    return text_config(thinker) if isinstance(thinker, Mapping) else config
 
 
 def routed_fraction(config: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -82,11 +82,16 @@ def spell_ranges(numbers: Sequence[int]) -> str:
     """``[0, 1, 2, 5]`` → ``0-2,5``; an even step is spelled ``0,2,…,22``."""
     if len(numbers) > 3 and len(set(steps := [b - a for a, b in itertools.pairwise(numbers)])) == 1 and steps[0] > 1:
         return f"{numbers[0]},{numbers[1]},…,{numbers[-1]}"
-    runs: list[list[int]] = []
+    spelled = [str(a) if a == b else f"{a}-{b}" for a, b in consecutive_runs(numbers)]
+    return ",".join(spelled if len(spelled) <= 6 else [*spelled[:3], "…", spelled[-1]])
+
+
+def consecutive_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """``[0, 1, 2, 5]`` → ``[(0, 2), (5, 5)]``, for numbers in rising order."""
+    runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+            runs[-1] = (runs[-1][0], number)
         else:
-            runs.append([number, number])
-    spelled = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-    return ",".join(spelled if len(spelled) <= 6 else [*spelled[:3], "…", spelled[-1]])
+            runs.append((number, number))
+    return runs

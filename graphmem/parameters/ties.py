@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphmem.checkpoint import ModelSpec
-from graphmem.parameters.experts import text_config
+from graphmem.config import text_config
 from graphmem.parameters.roles import Component
 from graphmem.parameters.stored import StoredTensor
 

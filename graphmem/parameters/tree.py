@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from graphmem.checkpoint import Basis
 from graphmem.parameters.layers import spell_ranges
 from graphmem.parameters.stored import StoredTensor
-from graphmem.report import Column, Table
+from graphmem.report import Column, Row, Table
 
 
 @dataclass
@@ -30,7 +30,7 @@ def module_tree(tensors: Sequence[StoredTensor], basis: Basis, depth: int) -> Ta
         for part in tensor.spec.name.split(".")[:-1]:
             node = node.children.setdefault(part, _Node())
             _add(node, tensor)
-    rows: list[tuple[int | float | str | None, ...]] = []
+    rows: list[Row] = []
     _walk(root, "", 0, depth, rows)
     columns = (
         Column("module", "Module"),
@@ -47,7 +47,7 @@ def _add(node: _Node, tensor: StoredTensor) -> None:
     node.nbytes += tensor.spec.nbytes
 
 
-def _walk(node: _Node, indent: str, level: int, depth: int, rows: list[tuple[int | float | str | None, ...]]) -> None:
+def _walk(node: _Node, indent: str, level: int, depth: int, rows: list[Row]) -> None:
     if level >= depth:
         return
     folded: dict[object, list[str]] = {}

@@ -199,6 +199,6 @@ def _from_config(
 
 
 def _build(config: Mapping[str, Any], index: Index | None, name: str, file: str, findings: Findings) -> ModelSpec:
-    from graphmem.sources.build import build_spec
+    from graphmem.sources.built_spec import build_spec
 
     return build_spec(config, index, name, file, findings)

@@ -1,0 +1,25 @@
+"""Keys of a config.json that several rooms read, wherever authors put them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a config: nested in multimodal ones, the config itself otherwise."""
+    for key in ("text_config", "llm_config", "language_config", "language_model_config"):
+        inner = config.get(key)
+        if isinstance(inner, Mapping) and inner:
+            return inner
+    thinker = config.get("thinker_config")
+    return text_config(thinker) if isinstance(thinker, Mapping) else config
+
+
+def named_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype a config names for its weights, as it spells it (``dtype`` since transformers 5, ``torch_dtype`` before)."""
+    for holder in (config, text_config(config)):
+        for key in ("dtype", "torch_dtype"):
+            if holder.get(key):
+                return str(holder[key])
+    return None

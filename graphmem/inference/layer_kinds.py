@@ -1,0 +1,110 @@
+"""Which kind of token mixer each layer has, from a config: listed layer by layer, given by a rule, or left to a class's default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
+
+#: How configs name a layer's token mixer, and what each keeps.
+FULL = {"full_attention", "attention", "full", "global", "global_attention", "hybrid", "*"}
+SLIDING = {"sliding_attention", "sliding_window_attention", "local", "local_attention", "sliding"}
+CHUNKED = {"chunked_attention"}
+STATE = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "M", "kda", "ssm", "short_conv"}
+NOTHING = {"mlp", "moe", "-", "E"}
+
+#: Alternation that released configs leave to the defaults of transformers' config classes: every n-th layer sees everything.
+_DEFAULT_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "olmo3": 4, "cohere2": 4, "gpt_oss": 2}
+
+
+class NotWhole(Exception):
+    """A size in the config that is no whole number above zero (three published configs carry Infinity)."""
+
+
+def whole(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """The first of ``keys`` that holds a size; null, false, 0 and lists (one entry a layer) count as absent."""
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        if value and not isinstance(value, list | bool):
+            raise NotWhole(f"the config's {key} is {value}, not a whole number above zero")
+    return None
+
+
+def layer_kinds(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str] | None:
+    """One word a layer, in the config's own vocabulary; None (and a note that says why) if it uses an unknown one."""
+    kinds = _spelled_out(text, count) or _by_rule(text, count)
+    known = FULL | SLIDING | CHUNKED | STATE | NOTHING | {"image_cross_attention"}
+    for kind in kinds:
+        if kind not in known:
+            notes.append(f"the config has layers of type {kind!r}, which graphmem does not know")
+            return None
+    if len(kinds) != count:
+        notes.append(f"the config lists {len(kinds)} layer types for {count} layers")
+        return None
+    return kinds
+
+
+def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
+    """Configs that list every layer."""
+    for key in ("layer_types", "layers_block_type", "block_types"):
+        value = text.get(key)
+        if isinstance(value, list) and value:
+            listed = [str(kind) for kind in value]
+            return (listed * count)[:count] if key == "block_types" else listed
+    pattern = text.get("hybrid_override_pattern")
+    if isinstance(pattern, str):  # Nemotron-H: M mamba, * attention, - MLP, E experts
+        return list(pattern)
+    kinds = text.get("attn_type_list")
+    if isinstance(kinds, list):  # MiniMax: 1 is softmax attention, 0 lightning attention
+        return ["full_attention" if kind else "linear_attention" for kind in kinds]
+    for key in (
+        "full_attn_idxs",
+        "attn_layer_indices",
+    ):  # LFM2, Bamba: the attention layers; the others convolve or recur
+        if isinstance(text.get(key), list):
+            return ["full_attention" if number in text[key] else "conv" for number in range(count)]
+    linear = text.get("linear_attn_config")
+    if isinstance(linear, Mapping) and isinstance(linear.get("full_attn_layers"), list):  # Kimi Linear, counted from 1
+        return ["full_attention" if number + 1 in linear["full_attn_layers"] else "kda" for number in range(count)]
+    crossing = text.get("cross_attention_layers")
+    if isinstance(crossing, list):  # Mllama
+        return ["image_cross_attention" if number in crossing else "full_attention" for number in range(count)]
+    hybrid = text.get("hybrid_layer_pattern")
+    if isinstance(hybrid, list):  # MiMo-V2-Flash: 1 is sliding
+        return ["sliding_attention" if kind else "full_attention" for kind in hybrid]
+    blocks = text.get("block_configs")
+    if isinstance(blocks, list):  # Nemotron-NAS: some layers have no attention at all
+        return ["mlp" if (block.get("attention") or {}).get("no_op") else "full_attention" for block in blocks]
+    return None
+
+
+def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
+    """Configs that give a period, or nothing because their code alternates."""
+    if interval := text.get("full_attention_interval"):  # Qwen3-Next
+        return ["full_attention" if (n + 1) % interval == 0 else "linear_attention" for n in range(count)]
+    if period := text.get("attn_layer_period"):  # Jamba
+        offset = text.get("attn_layer_offset", 0)
+        return ["attention" if n % period == offset else "mamba" for n in range(count)]
+    if "state_size" in text and not whole(text, HEAD_KEYS):  # Mamba
+        return ["mamba"] * count
+    if (
+        text.get("attention_chunk_size") and isinstance(text.get("no_rope_layers"), list) and text["no_rope_layers"]
+    ):  # Llama 4
+        return ["chunked_attention" if rope else "full_attention" for rope in text["no_rope_layers"]]
+    if text.get("attention_chunk_size"):  # Llama 4, where every fourth layer sees everything by default
+        return ["full_attention" if (n + 1) % 4 == 0 else "chunked_attention" for n in range(count)]
+    window = text.get("sliding_window")
+    if not window or text.get("use_sliding_window") is False:
+        return ["full_attention"] * count
+    pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
+    if pattern is None:
+        pattern = _DEFAULT_PERIODS.get(str(text.get("model_type", "")))
+    if isinstance(pattern, int) and pattern > 1:
+        return ["full_attention" if (n + 1) % pattern == 0 else "sliding_attention" for n in range(count)]
+    if text.get("use_sliding_window"):  # Qwen 2: only the layers from max_window_layers on
+        first = text.get("max_window_layers", 0)
+        return ["sliding_attention" if n >= first else "full_attention" for n in range(count)]
+    return ["sliding_attention"] * count
