@@ -38,7 +38,7 @@ def test_data_on_stdout_and_nothing_else(model: Path) -> None:
     done = run("inspect", str(model))
     assert done.returncode == 0
     assert done.stderr == ""
-    assert done.stdout.startswith(f"{model}\nlocal folder {model}\n")
+    assert done.stdout.startswith(f"{model}: local folder\n")
     assert "217,664" in done.stdout
     assert "\x1b" not in done.stdout
 
@@ -79,7 +79,7 @@ def test_a_closed_pipe_is_no_error(model: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.stdout == f"{model}\n"
+    assert done.stdout == f"{model}: local folder\n"
     assert done.stderr == ""
 
 

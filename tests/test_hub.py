@@ -27,7 +27,7 @@ def _llama(hub: Hub, name: str = "org/llama", shards: int = 0, **behaviour: obje
 def test_reads_headers_and_no_weights(hub: Hub) -> None:
     report = graphmem.inspect(_llama(hub))
     assert report["parameters"] == LLAMA_PARAMETERS
-    assert report.origin == f"{hub.url.removeprefix('http://')}/org/llama at {COMMIT[:12]}"
+    assert report.origin == f"{hub.url.removeprefix('http://')} at {COMMIT[:12]}"
     header = hub.repos["org/llama"].files["model.safetensors"]
     assert [r.range for r in hub.requests if "/storage/" in r.path] == [f"bytes=0-{min(65_536, header.size) - 1}"]
 
@@ -181,7 +181,7 @@ def test_offline_reads_the_hub_cache(hub: Hub) -> None:
     safetensors_file(llama_tensors()).write(snapshot / "model.safetensors")
     report = graphmem.inspect("org/cached", offline=True)
     assert report["parameters"] == LLAMA_PARAMETERS
-    assert report.origin == f"Hub cache, org/cached at {COMMIT[:12]} (--offline)"
+    assert report.origin == f"Hub cache at {COMMIT[:12]} (--offline)"
     assert hub.requests == []
 
 

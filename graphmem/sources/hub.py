@@ -7,6 +7,7 @@ HF_HUB_OFFLINE, proxies and time-outs behave as its users expect.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class HubRepository:
                 repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
         self.commit = info.sha or revision or "main"
-        self.origin = f"{_host(constants.ENDPOINT)}/{repo_id} at {self.commit[:12]}"
+        self.origin = f"{_host(constants.ENDPOINT)} at {self.commit[:12]}"
         self.files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
         self._cached = _cache_of(repo_id) / "snapshots" / self.commit
 
@@ -116,7 +117,7 @@ def cached_snapshot(repo_id: str, revision: str | None = None) -> LocalFolder | 
     snapshot = root / "snapshots" / commit if commit else None
     if snapshot is None or not snapshot.is_dir():
         return None
-    folder = LocalFolder(snapshot, origin=f"Hub cache, {repo_id} at {snapshot.name[:12]}")
+    folder = LocalFolder(snapshot, origin=f"Hub cache at {snapshot.name[:12]}")
     folder.name = repo_id
     return folder
 
@@ -139,12 +140,15 @@ def _knock(endpoint: str, timeout: float) -> None:
     """Find out by one connection whether there is a network, before the fifth of a second that importing HfApi takes.
 
     Raises:
-        HubUnreachableError: the host does not resolve or does not answer. Behind a proxy that is not for us to find out.
+        HubUnreachableError: the host does not resolve or does not answer. Behind a proxy (which macOS and Windows may set outside
+            the environment) that is not for us to find out.
     """
     import socket
     from urllib.parse import urlsplit
 
-    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value for name, value in os.environ.items()):
+    if sys.platform in ("darwin", "win32") or any(
+        name.lower() in ("http_proxy", "https_proxy", "all_proxy") and value for name, value in os.environ.items()
+    ):
         return
     address = urlsplit(endpoint)
     try:

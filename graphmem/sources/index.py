@@ -62,7 +62,12 @@ def total_size_warning(index: Index, stored: int) -> str | None:
     """A line about a total that is absent or wrong; the headers are what counts."""
     declared = index.declared_bytes()
     if declared == stored:
-        return None
+        is_float = isinstance(index.total_size, float)
+        return (
+            f"{index.path}: metadata.total_size is a float ({index.total_size}), though its value is right"
+            if is_float
+            else None
+        )
     if declared is None:
         what = "absent" if index.total_size is None else f"unusable ({index.total_size!r})"
         return f"{index.path}: metadata.total_size is {what}; the headers say {stored:,} bytes and are what is counted"

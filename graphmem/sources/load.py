@@ -73,13 +73,13 @@ def _from_module(module: torch.nn.Module) -> Checkpoint:
 
 def _from_path(path: Path, target: str, access: Access) -> Checkpoint:
     if path.is_file():
-        folder = LocalFolder(path.parent, f"local file {target}")
+        folder = LocalFolder(path.parent, "local file")
         findings = Findings()
         spec = read_file(folder, path.name, findings)
         return Checkpoint(target, folder.origin, (spec,), tuple(findings.notes), tuple(findings.warnings))
     if not any(path.iterdir()):
         raise TargetError(f"{target}: the folder is empty")
-    return _from_repository(LocalFolder(_snapshot_in(path), f"local folder {target}"), target, access)
+    return _from_repository(LocalFolder(_snapshot_in(path)), target, access)
 
 
 def _snapshot_in(path: Path) -> Path:

@@ -16,7 +16,7 @@ class LocalFolder:
     def __init__(self, root: Path, origin: str | None = None) -> None:
         self.root = root
         self.name = root.name
-        self.origin = origin or f"local folder {root}"
+        self.origin = origin or "local folder"
         self.files = _list_files(root)
 
     def read(self, path: str, start: int, stop: int) -> bytes:

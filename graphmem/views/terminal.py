@@ -26,8 +26,7 @@ def render(report: Report, *, width: int = 100, color: bool = False, explain: bo
         emoji=False,
         markup=False,
     )
-    console.print(Text(report.target, style="bold"), soft_wrap=True)
-    console.print(Text(report.origin, style="dim"), soft_wrap=True)
+    console.print(Text(report.target, style="bold").append(f": {report.origin}", style="not bold dim"), soft_wrap=True)
     for section in report.sections:
         _section(console, section, explain)
     for note in report.notes:
