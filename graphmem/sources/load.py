@@ -50,9 +50,12 @@ def load(target: str | Path | torch.nn.Module, access: Access = Access()) -> Che
         raise TargetError("the target is empty: give a Hub id (owner/name), a path, or a module")
     if link := _HUB_LINK.match(text):
         raise TargetError(f"{text} is a link; give the Hub id: {link['id']}")
-    path = Path(text).expanduser()
-    if path.exists():
-        return _from_path(path, text, access)
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return _from_path(path, text, access)
+    except OSError as error:
+        raise TargetError(f"{text}: {error.strerror or error}; check the path and its permissions") from error
     if isinstance(target, Path) or text.startswith((".", "/", "~")) or "\\" in text:
         raise TargetError(f"{text}: no such file or folder")
     if _HUB_ID.match(text):

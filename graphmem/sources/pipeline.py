@@ -29,19 +29,14 @@ def read_pipeline(repository: Repository, findings: Findings, progress: Progress
         if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or None in value:
             continue
         held = [path for path in repository.files if path.startswith(f"{name}/")]
-        if any(path.endswith((".safetensors", ".bin", ".gguf", ".index.json")) for path in held) or _has_model_config(
-            held, name
-        ):
+        holds_weights = any(path.endswith((".safetensors", ".bin", ".gguf", ".index.json")) for path in held)
+        if holds_weights or f"{name}/config.json" in held:
             sections.append(read_model(repository, findings, name, name, progress))
     if not sections:
         raise CheckpointError(
             "model_index.json: none of its components holds weights here; download the whole pipeline"
         )
     return tuple(sections)
-
-
-def _has_model_config(held: list[str], name: str) -> bool:
-    return f"{name}/config.json" in held
 
 
 def is_adapter(repository: Repository) -> bool:
