@@ -52,8 +52,8 @@ class ModelSpec:
     #: Empty for a plain model; ``unet``, ``text_encoder``, ``adapter`` … for a part of something larger.
     name: str = ""
     basis: Basis = "read"
-    #: Groups of tensor names that share one storage, owner first. Only the owner is in ``tensors``.
-    ties: tuple[tuple[str, ...], ...] = ()
+    #: Groups of tensor names that share one storage, owner first; only the owner is in ``tensors``. None: nobody told.
+    ties: tuple[tuple[str, ...], ...] | None = None
     #: Bytes a file claims in total without giving shapes (a pickle index): then ``tensors`` is empty.
     declared_bytes: int | None = None
     declared_by: str = ""

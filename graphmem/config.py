@@ -13,7 +13,24 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(inner, Mapping) and inner:
             return inner
     thinker = config.get("thinker_config")
-    return text_config(thinker) if isinstance(thinker, Mapping) else config
+    return text_config(thinker) if isinstance(thinker, Mapping) and thinker else config
+
+
+def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names a config gives, of the whole model or of its language model; empty if it gives no list of them."""
+    for holder in (config, text_config(config)):
+        names = holder.get("architectures")
+        if isinstance(names, list) and names:
+            return tuple(str(name) for name in names)
+    return ()
+
+
+def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with ``defaults`` put where the language model's keys are; what the config says itself stays."""
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), Mapping) and config[key]:
+            return {**config, key: {**defaults, **{k: v for k, v in config[key].items() if v is not None}}}
+    return {**defaults, **{k: v for k, v in config.items() if v is not None}}
 
 
 def named_dtype(config: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ A table's cells are plain ints, floats and strings; its columns say what they me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,9 +29,11 @@ class Column:
     unit: Unit = "text"
     #: Print bytes in MiB whatever their size, where rows are to be compared with figures published so.
     in_mib: bool = False
+    #: Left out first where a terminal is too narrow for the whole table.
+    detail: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Rows under typed columns. ``total`` is the sum row; a test holds it against the rows it sums."""
 
@@ -55,6 +58,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"<Table {self.key!r}: {len(self.rows)} rows of {', '.join(column.key for column in self.columns)}>"
+
 
 def sum_row(columns: Sequence[Column], rows: Sequence[Row], label: str = "Total") -> Row:
     """The sum of every count, bytes and share column; text columns are blank but for the first."""
@@ -63,8 +69,9 @@ def sum_row(columns: Sequence[Column], rows: Sequence[Row], label: str = "Total"
         if column.unit == "text":
             total.append(label if position == 0 else None)
         else:
-            values = [row[position] for row in rows]
-            total.append(sum(value for value in values if isinstance(value, int | float)))
+            values = [value for row in rows if isinstance(value := row[position], int | float)]
+            # Shares are quotients of the same whole; their sum must not show the rounding of floats.
+            total.append(round(math.fsum(values), 12) if column.unit == "share" else sum(values))
     return tuple(total)
 
 
@@ -97,10 +104,10 @@ class Section:
             if table.key == key:
                 return table
         known = [f.key for f in self.figures] + [t.key for t in self.tables]
-        raise KeyError(f"{key!r}: this section has {', '.join(known)}")
+        raise KeyError(f"{key!r}: section {self.name!r} has {', '.join(known)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a command found. ``origin`` is the first line people see: where the answer comes from."""
 
@@ -112,8 +119,15 @@ class Report:
     warnings: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> Cell | Table:
-        """``report["parameters"]`` → a figure's value, ``report["components"]`` → a table; of the first section."""
-        return self.sections[0][key]
+        """``report["parameters"]`` → a figure's value, ``report["components"]`` → a table; of the first section.
+
+        A pipeline's first section is ``all``; `section` gives the others.
+        """
+        try:
+            return self.sections[0][key]
+        except KeyError as error:
+            others = ", ".join(repr(section.name) for section in self.sections[1:])
+            raise KeyError(error.args[0] + (f"; report.section(name) has {others}" if others else "")) from None
 
     def section(self, name: str) -> Section:
         """The section called ``name`` (``"unet"``).
@@ -131,7 +145,8 @@ class Report:
 
         return render(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """The printed report, so that a notebook or a prompt shows it."""
         from graphmem.views.terminal import render
 
         return render(self, width=120, color=False)

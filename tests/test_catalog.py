@@ -14,6 +14,7 @@ from graphmem.catalog.generate import tensors_of
 from graphmem.catalog.table import compress, expand
 from graphmem.checkpoint import TensorSpec
 from graphmem.dtypes import SAFETENSORS
+from graphmem.sources.build import build_model
 from graphmem.sources.catalog import catalog_ids, find, read_catalog
 from tests.models import llama_tensors, tensor
 
@@ -56,7 +57,8 @@ def test_totals_are_verified_or_admitted(id: str) -> None:
 
 @pytest.mark.parametrize("id", ["microsoft/Phi-3-mini-128k-instruct", "openai-community/gpt2", "openai/gpt-oss-20b", "mistralai/Mixtral-8x7B-v0.1", "google/gemma-3-4b-it", "google-t5/t5-small"])  # fmt: skip
 def test_the_table_is_what_the_generator_builds(id: str) -> None:
-    built = {(t.name, t.shape, t.dtype.name) for t in tensors_of(_facts(id))}
+    facts = _facts(id)
+    built = {(t.name, t.shape, t.dtype.name) for t in tensors_of(facts, build_model(facts["config"]))}
     assert built == {(t.name, t.shape, t.dtype.name) for t in expand(_facts(id)["tensors"])}
 
 
@@ -73,13 +75,6 @@ def test_a_pipeline_in_the_catalog() -> None:
     assert report.section("unet")["parameters"] == 2_567_463_684
 
 
-def test_active_parameters_of_mixtral_and_deepseek() -> None:
-    # Mistral's own announcement: 46.7B parameters, 12.9B used a token; DeepSeek-V3's report: 37B activated.
-    mixtral = graphmem.inspect("mistralai/Mixtral-8x7B-v0.1", offline=True)
-    assert round(int(mixtral["parameters"]) / 1e9, 1) == 46.7
-    assert round(int(mixtral["active_parameters"]) / 1e9, 1) == 12.9
-
-
 def test_compress_undoes_expand() -> None:
     mixture = [tensor(f"model.layers.{n}.experts.{e}.w.weight", 4, 4) for n in range(3, 6) for e in range(4)]
     odd = [tensor("down.0.a.1.weight", 2), tensor("down.2.a.1.weight", 2), tensor("down.0.a.3.weight", 2)]
@@ -94,3 +89,23 @@ def test_any_set_of_numbers_survives(numbers: set[tuple[int, int]]) -> None:
     tensors = [TensorSpec(f"a.{i}.b.{j}.c", (1,), SAFETENSORS["F32"]) for i, j in numbers]
     expanded = [t.name for t in expand(compress(tensors))]
     assert sorted(expanded) == sorted(t.name for t in tensors)
+
+
+@pytest.mark.parametrize(
+    ("id", "billions"),
+    [
+        ("mistralai/Mixtral-8x7B-v0.1", 12.9),  # Mistral's announcement
+        ("deepseek-ai/DeepSeek-V3", 37.6),  # report: 37B, the prediction layer left out
+        ("Qwen/Qwen3-30B-A3B", 3.3),  # model card
+        ("moonshotai/Kimi-K2-Instruct", 32.9),  # model card: 32B
+        ("ai21labs/Jamba-v0.1", 12.1),  # announcement: 12B
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 17.2),  # named for its 17B
+    ],
+)
+def test_active_parameters_as_published(id: str, billions: float) -> None:
+    assert int(graphmem.inspect(id, offline=True)["active_parameters"]) / 1e9 == pytest.approx(billions, abs=0.1)
+
+
+def test_what_a_config_leaves_to_its_class_is_filled_in() -> None:
+    """gemma-3-4b's config names no heads; Gemma3TextConfig's defaults are 8 heads, 4 for keys and values, of 256."""
+    assert graphmem.inspect("google/gemma-3-4b-it", offline=True)["kv_cache_bytes_per_token"] == 34 * 2 * 4 * 256 * 2

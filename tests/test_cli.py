@@ -170,3 +170,57 @@ def test_usage_errors_and_help() -> None:
 def test_completion_is_clicks_own() -> None:
     done = run(env={"_GRAPHMEM_COMPLETE": "bash_source"})
     assert "_graphmem_completion" in done.stdout
+
+
+def test_a_pipe_and_a_link_stay_what_they_are(model: Path, tmp_path: Path) -> None:
+    """Never replaced: written into (a named pipe, a device) or through (a link)."""
+    pipe, real, link = tmp_path / "p.json", tmp_path / "real.json", tmp_path / "link.json"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    assert run("inspect", str(model), "-o", str(pipe)).returncode == 0
+    assert json.loads(reader.communicate(timeout=20)[0])["command"] == "inspect"
+    assert pipe.is_fifo()
+    real.write_text("old")
+    link.symlink_to(real)
+    assert run("inspect", str(model), "-o", str(link)).returncode == 0
+    assert link.is_symlink()
+    assert json.loads(real.read_text())["command"] == "inspect"
+
+
+def test_flags_that_exclude_each_other(model: Path) -> None:
+    done = run("inspect", str(model), "--json", "--csv")
+    assert (done.returncode, done.stderr) == (2, "graphmem: --json and --csv exclude each other; use one\n")
+
+
+@pytest.mark.parametrize(
+    "env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_a_poor_encoding_replaces_characters_and_keeps_numbers(model: Path, env: dict[str, str]) -> None:
+    done = run("inspect", str(model), env=env)
+    assert done.returncode == 0
+    assert "217,664" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "says"),
+    [
+        (">&-", 2, "standard output is closed; use -o FILE"),
+        ("2>&-", 0, ""),
+        (">/dev/full", 2, "standard output cannot be written (No space left"),
+    ],
+)
+def test_closed_and_full_streams(model: Path, redirect: str, code: int, says: str) -> None:
+    command = f"{sys.executable} -m graphmem inspect {model} {redirect}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_revision_of_a_folder_is_refused(model: Path) -> None:
+    done = run("inspect", str(model), "--revision", "v1")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"graphmem: {model} is here on disk, where there are no revisions; drop --revision, or give a Hub id\n"
+    )

@@ -12,6 +12,8 @@ import pytest
 import graphmem
 from graphmem.dtypes import GGML
 from graphmem.errors import CheckpointError, UnsupportedError
+from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
+from graphmem.sources.gguf_config import config_of
 from tests.checkpoints import SparseFile, gguf_string, write_all
 from tests.hub import Hub
 
@@ -57,7 +59,7 @@ def test_a_file_the_gguf_package_wrote(tmp_path: Path) -> None:
     assert report["parameters"] == sum(int(t.n_elements) for t in theirs.tensors)
     assert {row["component"] for row in report["components"]} == {"embedding", "attention", "mlp", "norm"}
     assert report["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 64 * 2
-    assert report["layers"].rows[0][0] == "blk.0-1 ×2"
+    assert report["layers"].rows[1][0] == "blk.0-1 ×2"
 
 
 def test_on_the_hub_by_range_and_with_a_choice(hub: Hub, tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_on_the_hub_by_range_and_with_a_choice(hub: Hub, tmp_path: Path) -> None
     big = SparseFile(data, 40_000_000)
     hub.add("org/m-GGUF", {"m-Q8_0.gguf": big, "m-Q4_K_M.gguf": SparseFile(data, 30_000_000), "mmproj-m.gguf": big})
     report = graphmem.inspect("org/m-GGUF")
-    assert report.notes == ("counted m-Q4_K_M.gguf; not counted, as other copies: m-Q8_0.gguf, mmproj-m.gguf",)
+    assert report.notes == ("counted m-Q4_K_M.gguf; not counted: m-Q8_0.gguf, mmproj-m.gguf",)
     assert sum(r.sent for r in hub.requests) < 3_000_000
     assert graphmem.inspect("org/m-GGUF/m-Q8_0.gguf")["parameters"] == report["parameters"]
 
@@ -95,3 +97,37 @@ def test_broken(tmp_path: Path, data: bytes, kind: type[Exception], message: str
         graphmem.inspect(tmp_path / "m.gguf")
     assert str(error.value).startswith("m.gguf: ")
     assert message in str(error.value)
+
+
+def _layout(**pairs: object) -> object:
+    metadata = {
+        "general.architecture": "x",
+        "x.block_count": 4,
+        "x.embedding_length": 64,
+        "x.attention.head_count": 4,
+        "x.context_length": 100,
+    }
+    return cache_layout(
+        config_of({**metadata, **{f"x.{key.replace('__', '.')}": value for key, value in pairs.items()}})
+    )
+
+
+def test_caches_of_gguf_headers() -> None:
+    per_layer = 2 * 4 * 16 * 2
+    for pairs, tokens_kept in (
+        ({}, 400),
+        ({"attention__sliding_window": 10, "attention__sliding_window_pattern": [True, True, False, True]}, 130),
+        ({"full_attention_interval": 2}, 200),
+        ({"attention__shared_kv_layers": 1}, 300),
+        ({"attention__head_count_kv": [4, 0, 4, 0]}, 200),
+    ):
+        layout = _layout(**pairs)
+        assert isinstance(layout, CacheLayout)
+        assert layout.bytes_at(100) == per_layer * tokens_kept, pairs
+
+
+def test_a_window_without_a_place_and_an_encoder() -> None:
+    layout = _layout(attention__chunk_size=10)
+    assert isinstance(layout, CacheLayout)
+    assert "sliding window of 10 but not which layers use it" in layout.notes[0]
+    assert isinstance(_layout(attention__causal=False, attention__head_count_kv=4), NoCache)

@@ -197,7 +197,7 @@ def test_the_catalog_answers_when_the_hub_cannot(hub: Hub) -> None:
     report = graphmem.inspect("microsoft/Phi-3-mini-128k-instruct", offline=True)
     assert report.origin == "built-in catalog (--offline): shapes built from the published config"
     assert report["parameters"] == 3_821_079_552
-    assert any(note.startswith("total verified, 7,642,159,104 bytes") for note in report.notes)
+    assert any(note.startswith("total verified against 7,642,159,104 bytes") for note in report.notes)
 
 
 def test_offline_and_unknown(hub: Hub) -> None:
@@ -205,8 +205,10 @@ def test_offline_and_unknown(hub: Hub) -> None:
         TargetError, match=r"^org/unknown: --offline, and neither the Hub cache nor the built-in catalog has it"
     ):
         graphmem.inspect("org/unknown", offline=True)
-    with pytest.raises(TargetError, match=r"the catalog has microsoft/Phi-3-medium-4k-instruct"):
-        graphmem.inspect("microsoft/Phi-3-mini", offline=True)
+    with pytest.raises(TargetError, match=r"has it; did you mean Qwen/Qwen3-8B or .*\?$"):
+        graphmem.inspect("Qwen/Qwen3-8", offline=True)
+    with pytest.raises(TargetError, match=r"the built-in catalog has no revisions or files; drop them for its entry$"):
+        graphmem.inspect("gpt2", offline=True, revision="v1")
 
 
 def test_the_environment_variable_for_offline(tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_a_pipeline_has_a_section_for_each_component(hub: Hub) -> None:
     report = graphmem.inspect("org/pipe")
     assert [section.name for section in report.sections] == ["all", "unet", "text_encoder"]
     assert (
-        "counted unet/diffusion_pytorch_model.safetensors; not counted, as other copies: diffusion_pytorch_model.fp16.safetensors"
+        "counted unet/diffusion_pytorch_model.safetensors; not counted: diffusion_pytorch_model.fp16.safetensors"
         in report.notes
     )
 
@@ -305,3 +307,24 @@ def test_a_cache_that_holds_a_config_only_gives_way_to_the_catalog(hub: Hub) -> 
     assert graphmem.inspect("openai-community/gpt2", offline=True).origin.startswith("built-in catalog")
     _cache("org/config-only", {"config.json": config_bytes()})
     assert graphmem.inspect("org/config-only", offline=True)["parameters"] == LLAMA_PARAMETERS
+
+
+def test_an_adapter_of_itself(hub: Hub, tmp_path: Path) -> None:
+    from tests.models import tensor
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    safetensors_file([tensor("a.lora_A.weight", 8, 64)]).write(tmp_path / "adapter_model.safetensors")
+    report = graphmem.inspect(tmp_path)
+    assert report["parameters"] == 512
+    assert report.warnings == (
+        f"base model not counted: {tmp_path} is an adapter itself; merge it into its base first",
+    )
+
+
+def test_an_adapter_trains_itself_over_a_frozen_base(hub: Hub) -> None:
+    from tests.models import tensor
+
+    _llama(hub, "org/base")
+    hub.add("org/lora", {"adapter_config.json": json.dumps({"base_model_name_or_path": "org/base"}).encode(), "adapter_model.safetensors": safetensors_file([tensor("a.lora_A.weight", 8, 64)])})  # fmt: skip
+    row = graphmem.inspect("org/lora")["training"].records()[0]
+    assert (row["weight_bytes"], row["gradient_bytes"]) == (4 * (LLAMA_PARAMETERS + 512), 4 * 512)

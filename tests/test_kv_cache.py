@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from graphmem.checkpoint import Checkpoint, ModelSpec
 from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
+from graphmem.inspection.assemble import inspection
+from graphmem.views import json as json_view
 from tests.conftest import SHARED
+from tests.models import tensor
 
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256}  # fmt: skip
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -157,3 +163,22 @@ def test_heads_as_vllm_sees_them(name: str) -> None:
     attention = {layer.elements for layer in layout.layers if layer.elements}
     per_layer = head_size if "DeepSeek" in name else 2 * kv_heads * head_size  # MLA: vLLM's head size is the latent's
     assert attention == {per_layer}
+
+
+KEYS = ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim", "hidden_size", "sliding_window", "use_sliding_window", "sliding_window_pattern", "max_window_layers", "layer_types", "layers_block_type", "hybrid_override_pattern", "attn_type_list", "hybrid_layer_pattern", "block_configs", "full_attn_idxs", "linear_attn_config", "cross_attention_layers", "full_attention_interval", "attn_layer_period", "attn_layer_offset", "attention_chunk_size", "no_rope_layers", "kv_lora_rank", "qk_rope_head_dim", "swa_head_dim", "swa_num_key_value_heads", "global_head_dim", "num_kv_shared_layers", "max_position_embeddings", "max_source_positions", "is_encoder_decoder", "text_config", "architectures", "model_type", "index_head_dim", "multi_query", "attn_config", "state_size", "unplaced_sliding_window", "num_mem_blocks"]  # fmt: skip
+_json = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 10**31), st.floats(), st.text(max_size=3)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(broken=st.dictionaries(st.sampled_from(KEYS), _json, max_size=3), gguf=st.booleans())
+def test_no_config_breaks_the_report(broken: dict[str, Any], gguf: bool) -> None:
+    """Whatever a key holds: a layout of whole numbers, or a reason; and tables and JSON can be made of it."""
+    base = {"architectures": ["LlamaForCausalLM"], **TINY, **({"gguf": True} if gguf else {})}
+    spec = ModelSpec((tensor("model.embed_tokens.weight", 8, 4),), {**base, **broken})
+    report = inspection(Checkpoint("t", "o", (spec,)))
+    json_view.render(report)
+    str(report)

@@ -48,4 +48,5 @@ def test_ranges() -> None:
     assert spell_ranges([0]) == "0"
     assert spell_ranges([0, 1, 2, 5]) == "0-2,5"
     assert spell_ranges([0, 2, 4, 6]) == "0,2,…,6"
-    assert spell_ranges([*list(range(0, 40, 3)), 100]).count(",") == 4
+    assert spell_ranges([0, 1, 4, 9]) == "0-1,4,9"
+    assert spell_ranges([n * n for n in range(30)]).endswith(",…,841")

@@ -157,7 +157,7 @@ def test_duplicates_are_counted_once_and_named(tmp_path: Path) -> None:
     report = graphmem.inspect(write_all(tmp_path, files))
     assert report["bytes"] == 2 * LLAMA_PARAMETERS
     assert report.notes == (
-        "counted model.safetensors; not counted, as other copies: consolidated.safetensors, model.fp32.safetensors, "
+        "counted model.safetensors; not counted: consolidated.safetensors, model.fp32.safetensors, "
         "pytorch_model.bin, onnx/ (1 file), original/ (1 file)",
     )
 
@@ -175,7 +175,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     assert report.notes[0].startswith("pytorch_model.bin: a pickle, never opened")
     assert not Path("/tmp/graphmem-was-here").exists()
     with pytest.raises(
-        TargetError, match=r"pickles \(.bin, .pt, .ckpt\) are never opened: point at the folder instead"
+        TargetError, match=r"^pytorch_model.bin: a pickle, which graphmem never opens; point at its folder"
     ):
         graphmem.inspect(tmp_path / "pytorch_model.bin")
 
@@ -244,3 +244,81 @@ def test_sub_byte_dtypes_are_sized_by_bits(tmp_path: Path) -> None:
     report = graphmem.inspect(write_all(tmp_path, {"model.safetensors": safetensors_file(tensors)}))
     assert report["bytes"] == 24 + 36 + 48
     assert report["parameters"] == 3 * 48
+
+
+def test_a_shard_that_is_missing_without_an_index(tmp_path: Path) -> None:
+    files = sharded(llama_tensors(), 3)
+    del files[INDEX], files["model-00002-of-00003.safetensors"]
+    with pytest.raises(
+        CheckpointError,
+        match=r"^model-00001-of-00003.safetensors: shard 'model-00002-of-00003.safetensors' is missing; download",
+    ):
+        graphmem.inspect(write_all(tmp_path, files))
+
+
+def test_an_index_may_spell_a_path_in_another_way(tmp_path: Path) -> None:
+    files = sharded(llama_tensors(), 2)
+    weight_map = {name: f"./{shard}" for name, shard in json.loads(files[INDEX])["weight_map"].items()}
+    assert graphmem.inspect(write_all(tmp_path, _index(files, weight_map=weight_map)))["parameters"] == LLAMA_PARAMETERS
+
+
+def test_shards_in_a_folder_of_their_own_are_counted_and_not_called_left(tmp_path: Path) -> None:
+    files = sharded(llama_tensors(), 2)
+    weight_map = {name: f"part/{shard}" for name, shard in json.loads(files[INDEX])["weight_map"].items()}
+    moved = {f"part/{name}": content for name, content in files.items() if name != INDEX}
+    report = graphmem.inspect(write_all(tmp_path, {INDEX: _index(files, weight_map=weight_map)[INDEX], **moved}))
+    assert (report["parameters"], report.notes) == (LLAMA_PARAMETERS, ())
+
+
+def test_a_broken_config_is_blamed_only_where_it_is_needed(tmp_path: Path) -> None:
+    write_all(tmp_path, {"config.json": b"{", "m.py": b"", "pytorch_model.bin": b"", "other.json": config_bytes()})
+    with pytest.raises(TargetError, match=r"^m.py: graphmem reads"):
+        graphmem.inspect(tmp_path / "m.py")
+    with pytest.raises(TargetError, match=r"^pytorch_model.bin: a pickle"):
+        graphmem.inspect(tmp_path / "pytorch_model.bin")
+    assert graphmem.inspect(tmp_path / "other.json")["parameters"] == LLAMA_PARAMETERS
+
+
+@pytest.mark.parametrize("text", [None, 5, True, [], "x"])
+def test_a_text_config_that_is_none(tmp_path: Path, text: Any) -> None:
+    files = {
+        "config.json": config_bytes({**LLAMA_CONFIG, "text_config": text}),
+        "model.safetensors": safetensors_file(llama_tensors()),
+    }
+    assert graphmem.inspect(write_all(tmp_path, files))["parameters"] == LLAMA_PARAMETERS
+
+
+def test_transformers_spelling_of_infinity(tmp_path: Path) -> None:
+    config = {"architectures": ["BambaForCausalLM"], "model_type": "bamba", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_expand": 2, "torch_dtype": "bfloat16", "time_step_limit": [0.0, {"__float__": "Infinity"}]}  # fmt: skip
+    assert graphmem.inspect(write_all(tmp_path, {"config.json": config_bytes(config)}))["parameters"]
+
+
+def test_a_class_that_transformers_lacks_is_named(tmp_path: Path) -> None:
+    report = graphmem.inspect(
+        write_all(tmp_path, {"config.json": config_bytes({**LLAMA_CONFIG, "architectures": ["LlamaForReward"]})})
+    )
+    assert report.warnings == (
+        "config.json: names LlamaForReward, which transformers lacks; built LlamaForCausalLM instead, which may differ",
+    )
+
+
+@pytest.mark.parametrize("target", ["x" * 5000, "/dev/zero"])
+def test_paths_that_are_no_checkpoints(target: str) -> None:
+    with pytest.raises(TargetError):
+        graphmem.inspect(target)
+
+
+def test_ties_are_not_made_of_equal_shapes(tmp_path: Path) -> None:
+    """A position table as large as the token table is no twin of it; a config that says untied is believed."""
+    gpt2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "tie_word_embeddings": True}
+    files = {
+        "config.json": config_bytes(gpt2),
+        "model.safetensors": safetensors_file([tensor("wte.weight", 256, 64), tensor("wpe.weight", 256, 64)]),
+    }
+    assert graphmem.inspect(write_all(tmp_path / "a", files))["parameters"] == 2 * 256 * 64
+    untied = {"architectures": ["XForConditionalGeneration"], "tie_word_embeddings": False}
+    files = {
+        "config.json": config_bytes(untied),
+        "model.safetensors": safetensors_file([tensor("model.embed_tokens.weight", 256, 64)]),
+    }
+    assert "ties" not in [table.key for table in graphmem.inspect(write_all(tmp_path / "b", files)).sections[0].tables]

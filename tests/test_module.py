@@ -89,3 +89,40 @@ def test_reprs_are_the_report() -> None:
     report = graphmem.inspect(nn.Linear(4, 4))
     assert "Parameters: 20" in str(report)
     assert report._repr_html_().startswith("<style>")
+
+
+def test_an_untied_head_is_not_tied_by_its_shape() -> None:
+    model = Tied()
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    report = graphmem.inspect(model)
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    assert "ties" not in [table.key for table in report.sections[0].tables]
+
+
+def test_loaders_pack_by_class_whatever_the_names() -> None:
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 128))
+    row = next(row for row in graphmem.inspect(model)["loaders"] if row["loader"] == "bitsandbytes LLM.int8()")
+    assert (row["packed_bytes"], row["scale_bytes"], row["kept_bytes"]) == (
+        256 * 256 + 256 * 128,
+        4 * (256 + 128),
+        2 * (256 + 128),
+    )
+
+
+def test_nothing_to_quantize_is_said() -> None:
+    notes = graphmem.inspect(nn.Conv2d(3, 8, 3))["loading"].notes
+    assert (
+        "no linear weights that loaders quantize were recognised, so there is no table of quantizing loaders" in notes
+    )
+
+
+def test_training_charges_the_frozen_for_weights_only() -> None:
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    model[0].requires_grad_(False)
+    row = graphmem.inspect(model)["training"].records()[0]
+    assert (row["weight_bytes"], row["gradient_bytes"], row["optimizer_bytes"]) == (4 * 2 * 4096, 4 * 4096, 8 * 4096)
+
+
+def test_a_class_is_not_a_module() -> None:
+    with pytest.raises(TargetError, match=r"^Linear is a class; make one"):
+        graphmem.inspect(nn.Linear)  # type: ignore[arg-type]

@@ -121,6 +121,10 @@ LABELLED: dict[str, list[tuple[str, tuple[int, ...], str]]] = {
         ("transformer_blocks.0.norm1.linear.weight", (384, 64), "other"),
         ("time_text_embed.timestep_embedder.linear_1.weight", (64, 32), "embedding"),
     ],
+    "granite-moe": [
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (8, 128, 64), "experts"),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", (8, 64), "router"),
+    ],
     "stacked experts without a module of that name": [
         ("layers.3.moe.up_proj.weight", (16, 128, 64), "experts"),
         ("layers.3.moe.gate.weight", (16, 64), "router"),

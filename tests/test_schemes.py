@@ -8,21 +8,22 @@ from pathlib import Path
 import pytest
 
 from graphmem.checkpoint import ModelSpec
-from graphmem.parameters.loading import Loaded, linear_shapes, load_with
+from graphmem.parameters.loading import Linears, Loaded, linears_of, load_with
 from graphmem.parameters.roles import components
 from graphmem.parameters.schemes import SCHEMES, Scheme, awq, gptq
 from graphmem.parameters.stored import stored_tensors
-from graphmem.sources.built_spec import build_checkpoint_tensors
+from graphmem.sources.build import build_model
+from graphmem.sources.built_spec import checkpoint_tensors
 
 BY_KEY = {scheme.key: scheme for scheme in SCHEMES}
 
 
-def _load(config: dict, scheme: Scheme) -> tuple[Loaded, list[tuple[int, int, int]]]:  # type: ignore[type-arg]
-    spec = ModelSpec(build_checkpoint_tensors(config), config)
+def _load(config: dict, scheme: Scheme) -> tuple[Loaded, Linears]:  # type: ignore[type-arg]
+    spec = ModelSpec(checkpoint_tensors(build_model(config)), config)
     tensors, _ = stored_tensors(spec)
     roles = components(spec.tensors)
-    linears = [shapes for tensor in tensors if (shapes := linear_shapes(tensor, roles[tensor.spec.name]))]
-    return load_with(scheme, tensors, roles), linears
+    linears = linears_of(tensors, roles)
+    return load_with(scheme, linears), linears
 
 
 def _config(shared_models: Path, name: str) -> dict:  # type: ignore[type-arg]
@@ -42,8 +43,8 @@ def _file_size(shared_models: Path, name: str) -> int:
 def test_llm_int8(shared_models: Path) -> None:
     name = "finetune__Llama-3.1-8B-bnb-int8"
     loaded, linears = _load(_config(shared_models, name), BY_KEY["llm-int8"])
-    assert len(linears) == 224
-    assert loaded.total + len(linears) == _total_size(
+    assert sum(linears.shapes.values()) == 224
+    assert loaded.total + sum(linears.shapes.values()) == _total_size(
         shared_models, name
     )  # saved with one byte each for the weight format
 
@@ -51,17 +52,17 @@ def test_llm_int8(shared_models: Path) -> None:
 def test_nf4_with_double_quantization(shared_models: Path) -> None:
     name = "finetune__Llama-2-13B-bnb-nf4"
     loaded, linears = _load(_config(shared_models, name), BY_KEY["nf4-double"])
-    assert len(linears) == 280
+    assert sum(linears.shapes.values()) == 280
     # On disk the nested offset is a number in a JSON text of some 170 bytes; in memory it is a float.
-    texts = _total_size(shared_models, name) - (loaded.total - 4 * len(linears))
-    assert 165 * len(linears) < texts < 180 * len(linears)
+    texts = _total_size(shared_models, name) - (loaded.total - 4 * sum(linears.shapes.values()))
+    assert 165 * sum(linears.shapes.values()) < texts < 180 * sum(linears.shapes.values())
 
 
 def test_gptq_4_bit_groups_of_128(shared_models: Path) -> None:
     name = "TheBloke__WizardCoder-15B-1.0-GPTQ"
     config = _config(shared_models, name)
     loaded, linears = _load(config, BY_KEY["gptq-4"])
-    assert len(linears) == 160
+    assert sum(linears.shapes.values()) == 160
     head_saved_though_tied = config["vocab_size"] * config["n_embd"] * 2
     header = _file_size(shared_models, name) - loaded.total - head_saved_though_tied
     assert 0 < header < 200 * 1100
@@ -70,9 +71,9 @@ def test_gptq_4_bit_groups_of_128(shared_models: Path) -> None:
 def test_gptq_3_bit_one_group(shared_models: Path) -> None:
     name = "budecosystem__Genz-70b-GPTQ"
     loaded, linears = _load(_config(shared_models, name), Scheme("", "", gptq(3, -1), ""))
-    assert len(linears) == 560
+    assert sum(linears.shapes.values()) == 560
     zero_biases = 2 * sum(
-        count * out for count, out, _ in linears
+        count * out for (out, _), count in linears.shapes.items()
     )  # AutoGPTQ saves a bias even where the model has none
     header = _file_size(shared_models, name) - loaded.total - zero_biases
     assert 0 < header < 150 * 3100
@@ -86,7 +87,7 @@ def test_mxfp4_experts(shared_models: Path) -> None:
     per_weight = sum(part.nbytes for part in parts) / (2880 * 2880)
     others = sum(
         t.nbytes
-        for t in build_checkpoint_tensors(config)
+        for t in checkpoint_tensors(build_model(config))
         if not t.name.endswith(("experts.gate_up_proj", "experts.down_proj"))
     )
     assert others + experts * per_weight == _total_size(shared_models, name)

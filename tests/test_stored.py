@@ -139,3 +139,53 @@ def test_unpacking_is_exact_for_every_tensor_kind() -> None:
     stored, _ = stored_tensors(spec)
     assert sum(t.spec.nbytes for t in stored) == spec.nbytes
     assert {t.kind for t in stored} == {"parameter", "scale"}
+
+
+def _one(tmp_path: Path, tensors: list[TensorSpec], method: str = "") -> tuple[Any, tuple[str, ...]]:
+    report = _inspect(tmp_path, tensors, {"quantization_config": {"quant_method": method, "bits": 4}} if method else {})
+    return report["parameters"], report.warnings
+
+
+def test_layouts_that_differ_from_their_cousins(tmp_path: Path) -> None:
+    """One 64 × 128 weight in the layouts of AWQ's gemv kernels, BitNet, ModelOpt's W4A16 and int8 with groups of 16."""
+    at = "l.0.q_proj."
+    true = 64 * 128
+    gemv = [
+        tensor(at + "qweight", 64, 16, dtype="I32"),
+        tensor(at + "qzeros", 64, 1, dtype="I32"),
+        tensor(at + "scales", 64, 1, dtype="F16"),
+    ]
+    fast = [tensor(at + "qweight", 16, 128, dtype="I16"), tensor(at + "scales", 1, 64, dtype="F16")]
+    bitnet = [tensor(at + "weight", 16, 128, dtype="U8"), tensor(at + "weight_scale", 1)]
+    w4a16 = [
+        tensor(at + "weight", 32, 128, dtype="U8"),
+        tensor(at + "weight_scale", 64, 1, dtype="F32"),
+        tensor(at + "pre_quant_scale", 128),
+    ]
+    int8 = [tensor(at + "weight", 64, 128, dtype="I8"), tensor(at + "weight_scale", 64, 8)]
+    assert _one(tmp_path / "a", gemv, "awq") == (true, ())
+    assert _one(tmp_path / "b", fast, "awq") == (true, ())
+    assert _one(tmp_path / "c", bitnet, "bitnet") == (true, ())
+    assert _one(tmp_path / "d", w4a16, "modelopt") == (true, ())
+    assert _one(tmp_path / "e", int8, "compressed-tensors") == (true, ())
+
+
+def test_unknown_packing_is_said_and_gets_no_loader_table(tmp_path: Path) -> None:
+    report = _inspect(
+        tmp_path, [tensor("l.0.q_proj.codes", 64, 16, 2, dtype="I16"), tensor("l.0.k_proj.weight", 64, 64)]
+    )
+    assert "in a way graphmem does not know, first 'l.0.q_proj.codes'" in report.warnings[0]
+    assert "loaders" not in [table.key for table in report.sections[0].tables]
+
+
+def test_fp8_experts_stacked_in_one_parameter(tmp_path: Path) -> None:
+    stacked = [
+        tensor("l.0.mlp.experts.gate_up_proj", 4, 64, 64, dtype="F8_E4M3"),
+        tensor("l.0.mlp.experts.gate_up_proj_scale_inv", 4, 1, 1, dtype="F32"),
+    ]
+    report = _inspect(tmp_path, stacked)
+    assert (report["parameters"], report["scale_bytes"]) == (4 * 64 * 64, 16)
+
+
+def test_a_bias_of_four_dimensions_is_no_mask(tmp_path: Path) -> None:
+    assert _inspect(tmp_path, [tensor("grn.bias", 1, 1, 1, 96, dtype="F32")])["parameters"] == 96

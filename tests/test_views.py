@@ -114,7 +114,7 @@ def test_json_is_integers_and_round_trips(id: str) -> None:
 def test_no_number_is_ever_cut(width: int) -> None:
     report = graphmem.inspect("microsoft/Phi-3-mini-128k-instruct", offline=True, tensors=True, depth=4)
     text = terminal.render(report, width=width)
-    for number in ("1,207,959,552", "113,252,352", "14,576.26 MiB", "56.94 GiB"):
+    for number in ("1,207,959,552", "113,252,352", "432.02 MiB", "56.94 GiB"):
         assert number in text
 
 
@@ -131,7 +131,7 @@ def test_a_table_is_records() -> None:
 
 def test_looking_up_what_is_not_there() -> None:
     report = graphmem.inspect("openai-community/gpt2", offline=True)
-    with pytest.raises(KeyError, match="'params': this section has parameters, trainable_parameters"):
+    with pytest.raises(KeyError, match="'params': section '' has parameters, trainable_parameters"):
         report["params"]
     with pytest.raises(KeyError, match="'unet': the sections are ''"):
         report.section("unet")

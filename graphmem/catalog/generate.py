@@ -15,12 +15,16 @@ import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphmem.catalog.table import compress, expand
 from graphmem.checkpoint import TensorSpec
 from graphmem.dtypes import SAFETENSORS
-from graphmem.sources.built_spec import build_checkpoint_tensors
+from graphmem.sources.build import build_model, class_defaults
+from graphmem.sources.built_spec import checkpoint_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 _MODELS = Path(str(files("graphmem.catalog"))) / "models"
 
@@ -34,16 +38,20 @@ def main(ids: list[str]) -> None:
         if ids and entry["id"] not in ids:
             continue
         for part in (entry.get("components") or {"": entry}).values():
-            part["tensors"] = compress(tensors_of(part))
+            model = build_model(part["config"], class_path=part.get("class"))
+            part.pop("defaults", None)
+            if defaults := class_defaults(part["config"], model):
+                part["defaults"] = defaults
+            part["tensors"] = compress(tensors_of(part, model))
         path.write_text(_dump(entry))
         print(entry["id"], file=sys.stderr)
     (_MODELS.parent / "aliases.json").write_text(json.dumps(aliases, indent=1, sort_keys=True) + "\n")
 
 
-def tensors_of(facts: Mapping[str, Any]) -> list[TensorSpec]:
-    """The stored tensors that an entry's facts describe."""
+def tensors_of(facts: Mapping[str, Any], model: torch.nn.Module) -> list[TensorSpec]:
+    """The stored tensors that an entry's facts describe, ``model`` being built from its config."""
     tensors: dict[str, TensorSpec] = {}
-    for built in build_checkpoint_tensors(facts["config"], facts.get("class")):
+    for built in checkpoint_tensors(model):
         name = built.name.removeprefix(facts.get("strip", ""))
         if not any(fnmatch.fnmatchcase(name, glob) for glob in facts.get("without", ())):
             tensors[name] = TensorSpec(name, built.shape, SAFETENSORS[_dtype(name, facts)])

@@ -18,12 +18,13 @@ from graphmem.cli.progress import HeaderProgress
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option("--token", help="Hub token; by default HF_TOKEN or the one `hf auth login` saved.")
 @click.option("--offline", is_flag=True, help="Do not ask the Hub: use its cache or the built-in catalog.")
-@click.option("--json", "format", flag_value="json", help="Print JSON (bytes as integers).")
-@click.option("--csv", "format", flag_value="csv", help="Print CSV, one row a tensor.")
-@click.option("--markdown", "format", flag_value="markdown", help="Print Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (bytes as integers).")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one row a tensor.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
 @click.option(
     "-o",
     "output",
+    metavar="FILE",
     type=click.Path(path_type=Path),
     help="Write FILE.json, .csv, .md, .txt or .html instead of printing.",
 )
@@ -37,7 +38,9 @@ def command(
     revision: str | None,
     token: str | None,
     offline: bool,
-    format: str | None,
+    as_json: bool,
+    as_csv: bool,
+    as_markdown: bool,
     output: Path | None,
     quiet: bool,
     debug: bool,
@@ -47,8 +50,14 @@ def command(
     TARGET is a Hub id (microsoft/Phi-3-mini-128k-instruct), one file of a Hub repository (owner/name/model-Q8_0.gguf), or a
     folder or file here (safetensors, GGUF, an index, a config.json, a diffusers pipeline, a PEFT adapter). Only headers and
     configs are read, never weights.
+
+    \b
+    graphmem inspect openai/gpt-oss-20b
+    graphmem inspect ./checkpoint --depth 3 -o report.md
+    graphmem inspect owner/name --json | jq '.sections[0].figures.parameters.value'
     """
-    chosen = choose_format(format, output)
+    flags = [name for name, given in (("json", as_json), ("csv", as_csv), ("markdown", as_markdown)) if given]
+    chosen = choose_format(flags, output)
     from graphmem.api import inspect
 
     with HeaderProgress(quiet) as progress:

@@ -15,12 +15,15 @@ _BY_EXTENSION = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "tex
 _PIPE_WIDTH = 120
 
 
-def choose_format(flag: str | None, output: Path | None) -> str:
+def choose_format(flags: list[str], output: Path | None) -> str:
     """The format, with ``-o``'s extension and the flags in agreement, and the file known to be writable before any work.
 
     Raises:
         GraphmemError: an unknown extension, flags that disagree, or a file that cannot be written.
     """
+    if len(flags) > 1:
+        raise GraphmemError(f"--{flags[0]} and --{flags[1]} exclude each other; use one")
+    flag = flags[0] if flags else None
     if output is None:
         return flag or "text"
     named = _BY_EXTENSION.get(output.suffix.lower())
@@ -63,26 +66,50 @@ def write(report: Report, format: str, output: Path | None, *, quiet: bool, expl
     """Print the report, or put it in ``output`` all at once: a reader never sees half a file."""
     if output is None:
         width, color = _terminal()
-        sys.stdout.write(render(report, format, width=width, color=color, explain=explain))
-        sys.stdout.flush()
+        _print(render(report, format, width=width, color=color, explain=explain))
         return
     text = render(report, format, width=None, color=False, explain=explain)
     try:
-        handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        _put(text, output.resolve())  # a link keeps being a link; what it points to is replaced
+    except OSError as error:
+        raise GraphmemError(f"-o {output}: cannot be written ({error.strerror}); choose another place") from error
+    if not quiet and sys.stderr is not None:
+        print(f"graphmem: wrote {output}", file=sys.stderr)
+
+
+def _put(text: str, path: Path) -> None:
+    if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced, only written to
+        path.write_text(text, encoding="utf-8")
+        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, output)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def _print(text: str) -> None:
+    """Print, with what the terminal's encoding lacks replaced rather than failing."""
+    if sys.stdout is None:
+        raise GraphmemError("standard output is closed; use -o FILE")
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise GraphmemError(f"-o {output}: cannot be written ({error.strerror}); choose another place") from error
-    if not quiet:
-        print(f"graphmem: wrote {output}", file=sys.stderr)
+        raise GraphmemError(f"standard output cannot be written ({error.strerror})") from error
 
 
 def _terminal() -> tuple[int | None, bool]:
     """(columns, colour) of stdout: COLUMNS wins, NO_COLOR and dumb terminals switch colour off."""
     columns = os.environ.get("COLUMNS", "")
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     width = (
         int(columns)
         if columns.isdigit() and int(columns) > 0

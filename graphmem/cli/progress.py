@@ -14,7 +14,7 @@ class HeaderProgress:
     """Callable with (done, total); draws with rich once there is enough to draw."""
 
     def __init__(self, quiet: bool) -> None:
-        self._shown = not quiet and sys.stderr.isatty()
+        self._shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
 

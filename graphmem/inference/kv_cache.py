@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphmem.config import text_config
+from graphmem.config import architectures, text_config
 from graphmem.inference.layer_kinds import CHUNKED, HEAD_KEYS, NOTHING, SLIDING, STATE, NotWhole, layer_kinds, whole
 
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq", "ForCausalLMWithValueHead")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 _HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "n_embed")
+#: No model comes near this; a config that says more is wrong.
+_MOST_LAYERS = 100_000
 _KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_target_positions", "max_sequence_length",
@@ -23,6 +25,10 @@ _CONTEXT_KEYS = (
 
 #: Keys that change the cache in ways not worked out here; a config that has one gets no number rather than a wrong one.
 _UNKNOWN_KEYS = ("compress_ratios",)
+
+
+#: Kinds of layers that keep something this page of arithmetic does not count.
+_UNCOUNTED = ("state", "image cross-attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +47,32 @@ class CacheLayout:
 
     layers: tuple[CacheLayer, ...]
     context: int | None
-    #: Cross-attention keys and values: elements for each token of the encoder, over all layers.
+    #: Cross-attention keys and values: elements for each token of the encoder, over all layers; and how many tokens it may have.
     cross_elements: int = 0
+    encoder_context: int | None = None
     notes: tuple[str, ...] = ()
 
-    def bytes_per_token(self, element_bytes: int = 2) -> int:
-        """Bytes one more token adds while every window still grows."""
-        return sum(layer.elements for layer in self.layers) * element_bytes
+    @property
+    def is_partial(self) -> bool:
+        """Whether layers keep something that is not counted here: states, image tokens, an encoder of unknown length."""
+        uncounted = any(layer.kind in _UNCOUNTED for layer in self.layers)
+        return uncounted or (self.cross_elements > 0 and self.encoder_context is None)
+
+    def bytes_per_token(self, element_bytes: int = 2, once_full: bool = False) -> int:
+        """Bytes one more token adds while every window still grows, or once every window is full."""
+        return (
+            sum(layer.elements for layer in self.layers if not (once_full and layer.window is not None)) * element_bytes
+        )
 
     def bytes_at(self, tokens: int, element_bytes: int = 2) -> int:
-        """Bytes of one sequence of ``tokens`` tokens."""
+        """Bytes of one sequence of ``tokens`` tokens, with the encoder's at its full length where there is one."""
         kept = (
             layer.elements * (tokens if layer.window is None else min(tokens, layer.window)) for layer in self.layers
         )
-        return sum(kept) * element_bytes
+        return (sum(kept) + self.cross_elements * (self.encoder_context or 0)) * element_bytes
 
-    def explain(self, element_bytes: int = 2) -> str:
-        """``32 layers × 2 (K, V) × 32 heads × 96 × 2 B``, one term for each kind of layer."""
+    def explain(self, element_bytes: int = 2, tokens: int | None = None) -> str:
+        """``32 full layers × 2 (K and V) × 32 KV heads × 96 × 2 B``, one term for each kind of layer; times the tokens kept."""
         counts: dict[tuple[str, str, int | None], int] = {}
         for layer in self.layers:
             if layer.elements:
@@ -65,9 +80,18 @@ class CacheLayout:
                 counts[key] = counts.get(key, 0) + 1
         terms = []
         for (kind, arithmetic, window), count in counts.items():
-            kept = f", at most {window:,} tokens" if window is not None else ""
-            terms.append(f"{count} {kind} layers × {arithmetic} × {element_bytes} B{kept}")
-        return "; ".join(terms) if terms else "no layer keeps keys and values"
+            term = f"{count} {kind} layers × {arithmetic} × {element_bytes} B"
+            if tokens is not None:
+                term += f" × {min(tokens, window or tokens):,} tokens"
+            elif window is not None:
+                term += f", at most {window:,} tokens"
+            terms.append(term)
+        if tokens is not None and self.cross_elements and self.encoder_context:
+            terms.append(
+                f"{self.cross_elements:,} × {element_bytes} B × {self.encoder_context:,} tokens of the encoder"
+            )
+        joint = " + " if tokens is not None else "; "
+        return joint.join(terms) if terms else "no layer keeps keys and values"
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,11 @@ def cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
         return _cache_layout(config)
     except NotWhole as error:
         return NoCache(str(error), missing=True)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        # Every key of a config can hold anything; the arithmetic above trusts kinds it has not checked one by one.
+        return NoCache(
+            f"a key of the config holds a value of the wrong kind ({type(error).__name__}: {error})", missing=True
+        )
 
 
 def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
@@ -92,15 +121,17 @@ def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
         return NoCache("no config beside the weights", missing=True)
     if config.get("_class_name"):
         return NoCache(f"{config['_class_name']} generates no tokens, so it keeps no cache")
-    architectures = [str(name) for name in config.get("architectures") or text.get("architectures") or ()]
-    generates = any(name.endswith(_GENERATIVE) for name in architectures) or config.get("is_encoder_decoder")
-    if architectures and not generates and not any(key in text for key in _KV_HEAD_KEYS):
-        return NoCache(f"{architectures[0]} generates no tokens, so it keeps no cache")
+    names = architectures(config)
+    generates = any(name.endswith(_GENERATIVE) for name in names) or config.get("is_encoder_decoder")
+    if names and not generates and not any(key in text for key in _KV_HEAD_KEYS):
+        return NoCache(f"{names[0]} generates no tokens, so it keeps no cache")
     if unknown := next((key for key in _UNKNOWN_KEYS if text.get(key)), None):
         return NoCache(f"the config's {unknown} changes the cache in a way graphmem does not know", missing=True)
     count = whole(text, _LAYER_KEYS) if not text.get("num_decoder_layers") else whole(text, ("num_decoder_layers",))
     if count is None:
         return NoCache("the config names no layer count", missing=True)
+    if count > _MOST_LAYERS:
+        return NoCache(f"the config names {count:,} layers", missing=True)
     notes: list[str] = []
     kinds = layer_kinds(text, count, notes)
     if kinds is None:
@@ -125,11 +156,11 @@ def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
         notes.append(
             f"{states} state-space or linear-attention layers keep a state of fixed size for each sequence, not counted here"
         )
-    cross = 0
+    cross, encoder = 0, None
     if config.get("is_encoder_decoder"):
         cross = sum(layer.elements for layer in layers)
-        notes.append("cross-attention keeps as much again for every token of the encoder")
-    return CacheLayout(tuple(layers), context, cross, tuple(notes))
+        encoder = whole(text, ("max_source_positions",)) or context
+    return CacheLayout(tuple(layers), context, cross, encoder, tuple(notes))
 
 
 class _Heads:
@@ -168,12 +199,12 @@ class _Heads:
         if self._by_layer is not None:
             kv = self._by_layer[number]
         if sliding:  # MiMo-V2-Flash: sliding layers have heads of their own
-            kv = text.get("swa_num_key_value_heads") or kv
-            size, value_size = text.get("swa_head_dim") or size, text.get("swa_v_head_dim") or value_size
-        elif text.get("global_head_dim"):  # Gemma 4: full layers have larger heads, and may have fewer
-            size = value_size = text["global_head_dim"]
-            kv = text.get("num_global_key_value_heads") or kv
-        if kv is None or size is None or value_size is None:
+            kv = whole(text, ("swa_num_key_value_heads",)) or kv
+            size, value_size = whole(text, ("swa_head_dim",)) or size, whole(text, ("swa_v_head_dim",)) or value_size
+        elif wide := whole(text, ("global_head_dim",)):  # Gemma 4: full layers have larger heads, and may have fewer
+            size = value_size = wide
+            kv = whole(text, ("num_global_key_value_heads",)) or kv
+        if not (isinstance(kv, int) and isinstance(size, int) and isinstance(value_size, int)):
             return None
         return kv, size, value_size
 

@@ -15,7 +15,16 @@ STATE = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "M", "kda",
 NOTHING = {"mlp", "moe", "-", "E"}
 
 #: Alternation that released configs leave to the defaults of transformers' config classes: every n-th layer sees everything.
-_DEFAULT_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "olmo3": 4, "cohere2": 4, "gpt_oss": 2}
+_DEFAULT_PERIODS = {
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3_text": 6,
+    "olmo3": 4,
+    "cohere2": 4,
+    "gpt_oss": 2,
+    "gemma3n": 5,
+    "gemma3n_text": 5,
+}
 
 
 class NotWhole(Exception):

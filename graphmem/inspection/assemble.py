@@ -6,13 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphmem.checkpoint import Checkpoint, ModelSpec
-from graphmem.inspection.model import BYTES, PARAMETERS, SHARE, Model, understand
+from graphmem.config import text_config
+from graphmem.inspection.model import Model, understand
 from graphmem.inspection.needs import cache_figures, cache_tables, loaders_tables, loading_table, training_table
-from graphmem.inspection.stored import components_table, dtypes_table, layers_table, tensors_table, ties_table
-from graphmem.parameters.experts import routed_fraction
+from graphmem.inspection.stored import (
+    components_table,
+    dtypes_table,
+    layers_table,
+    parts_table,
+    tensors_table,
+    ties_table,
+)
+from graphmem.parameters.experts import is_prediction_layer, routed_fraction
 from graphmem.parameters.tree import module_tree
-from graphmem.report import Column, Figure, Report, Section, Table, sum_row
+from graphmem.report import Figure, Report, Section, Table
 from graphmem.units import format_count
+
+#: What a text token does not pass through.
+_NOT_TEXT = ("vision tower", "audio tower", "projector")
 
 
 @dataclass(frozen=True)
@@ -25,76 +36,85 @@ class Detail:
 
 def inspection(checkpoint: Checkpoint, detail: Detail = Detail()) -> Report:
     """What a checkpoint stores, by component, layer and dtype; what other precisions, a cache and training would take."""
-    sections, warnings = [], list(checkpoint.warnings)
+    models: list[Model] = []
+    warnings = list(checkpoint.warnings)
     for spec in checkpoint.sections:
-        section, more = _section(spec, detail)
-        sections.append(section)
+        model, more = understand(spec)
+        models.append(model)
         warnings += [f"{spec.name}: {text}" if spec.name else text for text in more]
-    if len(sections) > 1:
-        sections.insert(0, _together(sections, checkpoint.sections))
+    if len(models) == 1:
+        sections = [_declared(models[0].spec) if _is_declared(models[0].spec) else _whole(models[0], detail)]
+    else:
+        parts = [_declared(m.spec) if _is_declared(m.spec) else _part(m, detail) for m in models]
+        sections = [_all(models), *parts]
     return Report("inspect", checkpoint.target, checkpoint.origin, tuple(sections), checkpoint.notes, tuple(warnings))
 
 
-def _together(sections: Sequence[Section], specs: Sequence[ModelSpec]) -> Section:
-    """What the parts of a pipeline, or an adapter and its base, add up to."""
-    columns = (Column("part", "Part"), PARAMETERS, SHARE, BYTES)
-    counts = [next((int(f.value or 0) for f in s.figures if f.key == "parameters"), 0) for s in sections]
-    sizes = [spec.nbytes if spec.tensors else spec.declared_bytes or 0 for spec in specs]
-    total = sum(counts) or 1
-    rows = tuple((s.name or "model", n, n / total, size) for s, n, size in zip(sections, counts, sizes, strict=True))
-    basis = specs[0].basis
-    figures = (
-        Figure("parameters", "Parameters", sum(counts), "count", basis),
-        Figure("bytes", "Stored", sum(sizes), "bytes", basis),
-    )
-    return Section("all", figures, (Table("parts", "Parts", columns, rows, basis, sum_row(columns, rows)),))
-
-
-def _section(spec: ModelSpec, detail: Detail) -> tuple[Section, tuple[str, ...]]:
-    if not spec.tensors and spec.declared_bytes is not None:
-        return _declared(spec), ()
-    model, warnings = understand(spec)
-    tables = [
-        components_table(model),
-        layers_table(model),
-        dtypes_table(model),
-        *([module_tree(model.tensors, spec.basis, detail.depth)] if detail.depth is not None else []),
-        loading_table(model),
-        *loaders_tables(model),
-        *cache_tables(spec),
-        training_table(model),
-        *([ties_table(model)] if model.ties else []),
-        *([tensors_table(model)] if detail.tensors else []),
+def _whole(model: Model, detail: Detail) -> Section:
+    """A plain checkpoint: everything about it."""
+    stored = _stored_tables(model, detail)
+    needs = [
+        loading_table([model]),
+        *loaders_tables([model]),
+        *cache_tables(model.spec),
+        training_table([model]),
     ]
-    return Section(spec.name, _figures(model), tuple(tables)), warnings
+    position = 4 if detail.depth is not None else 3
+    return Section(model.spec.name, _figures(model), (*stored[:position], *needs, *stored[position:]))
+
+
+def _part(model: Model, detail: Detail) -> Section:
+    """A component of a pipeline: what it stores; what it takes is told of all parts together."""
+    caches = cache_tables(model.spec) if cache_figures(model.spec) else []
+    return Section(model.spec.name, _figures(model), (*_stored_tables(model, detail), *caches))
+
+
+def _all(models: Sequence[Model]) -> Section:
+    """What the parts of a pipeline, or an adapter and its base, add up to."""
+    basis = models[0].spec.basis
+    nbytes = sum(m.spec.nbytes if m.tensors else m.spec.declared_bytes or 0 for m in models)
+    figures = (
+        Figure("parameters", "Parameters", sum(m.parameters for m in models), "count", basis),
+        Figure("bytes", "Stored", nbytes, "bytes", basis),
+    )
+    adapters = [m for m in models if m.spec.name == "adapter"]
+    trained = training_table(adapters, [m for m in models if m not in adapters]) if adapters else training_table(models)
+    tables = (parts_table(models), loading_table(models), *loaders_tables(models), trained)
+    return Section("all", figures, tables)
+
+
+def _is_declared(spec: ModelSpec) -> bool:
+    return not spec.tensors and spec.declared_bytes is not None
 
 
 def _declared(spec: ModelSpec) -> Section:
     """A checkpoint of which an index tells the total and nothing tells the shapes."""
-    total = Figure(
-        "bytes", "Stored", spec.declared_bytes, "bytes", "read", f"metadata.total_size of {spec.declared_by}"
-    )
+    explain = f"metadata.total_size of {spec.declared_by}"
+    total = Figure("bytes", "Stored", spec.declared_bytes, "bytes", "read", explain)
     return Section(spec.name, (total, *cache_figures(spec)), tuple(cache_tables(spec)))
+
+
+def _stored_tables(model: Model, detail: Detail) -> list[Table]:
+    return [
+        components_table(model),
+        layers_table(model),
+        dtypes_table(model),
+        *([module_tree(model.tensors, model.spec.basis, detail.depth)] if detail.depth is not None else []),
+        *([ties_table(model)] if model.ties else []),
+        *([tensors_table(model)] if detail.tensors else []),
+    ]
 
 
 def _figures(model: Model) -> tuple[Figure, ...]:
     spec, basis = model.spec, model.spec.basis
-    trainable = sum(t.parameters for t in model.tensors if t.spec.trainable)
     by_kind = {
         kind: sum(t.spec.nbytes for t in model.tensors if t.kind == kind) for kind in ("parameter", "scale", "buffer")
     }
     figures = [
         Figure("parameters", "Parameters", model.parameters, "count", basis),
-        Figure("trainable_parameters", "Trainable", trainable, "count", basis),
+        Figure("trainable_parameters", "Trainable", model.trainable, "count", basis),
         *_active(model),
-        Figure(
-            "bytes",
-            "Stored",
-            spec.nbytes,
-            "bytes",
-            basis,
-            f"{format_count(spec.nbytes)} bytes in {len(spec.tensors)} tensors",
-        ),
+        Figure("bytes", "Stored", spec.nbytes, "bytes", basis),
     ]
     if by_kind["scale"]:
         figures.append(Figure("scale_bytes", "of which scales", by_kind["scale"], "bytes", basis))
@@ -105,19 +125,20 @@ def _figures(model: Model) -> tuple[Figure, ...]:
 
 
 def _active(model: Model) -> list[Figure]:
-    routed = sum(t.parameters for t in model.tensors if model.roles[t.spec.name] == "experts")
     fraction = routed_fraction(model.spec.config)
+    layers = text_config(model.spec.config).get("num_hidden_layers")
+    main = [
+        t
+        for t in model.tensors
+        if not is_prediction_layer(t.spec.name, layers) and model.roles[t.spec.name] not in _NOT_TEXT
+    ]
+    routed = sum(t.parameters for t in main if model.roles[t.spec.name] == "experts")
     if not routed or fraction is None:
         return []
     used, count = fraction
-    active = model.parameters - routed + routed * used // count
-    return [
-        Figure(
-            "active_parameters",
-            "Active per token",
-            active,
-            "count",
-            "formula",
-            f"{format_count(model.parameters)} − {format_count(routed)} in experts × (1 − {used}/{count})",
-        )
-    ]
+    total = sum(t.parameters for t in main)
+    active = total - routed + routed * used // count
+    left = model.parameters - total
+    apart = f" (without {format_count(left)} in prediction layers and towers)" if left else ""
+    explain = f"{format_count(total)}{apart} − {format_count(routed)} in experts × (1 − {used}/{count})"
+    return [Figure("active_parameters", "Active per token", active, "count", "formula", explain)]

@@ -14,7 +14,8 @@ from graphmem.report import Column
 
 PARAMETERS = Column("parameters", "Parameters", "count")
 BYTES = Column("bytes", "Bytes", "bytes")
-SHARE = Column("share", "Share", "share")
+OF_PARAMETERS = Column("share", "Of parameters", "share", detail=True)
+OF_BYTES = Column("share", "Of bytes", "share", detail=True)
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,29 @@ class Model:
         return sum(t.parameters for t in self.tensors)
 
     @property
-    def largest_layer(self) -> int:
-        """Parameters of the largest unit a loader places whole: a layer, or a module outside the layers."""
-        modules: dict[str, int] = {}
+    def trainable(self) -> int:
+        """Parameters that require gradients; packed weights cannot."""
+        return sum(
+            t.parameters for t in self.tensors if t.spec.trainable and t.spec.dtype.bits >= 16 and t.spec.dtype.floating
+        )
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some weights are stored in fewer than 16 bits, or as integers that are packed somehow."""
+        return any(
+            t.kind == "scale" or (t.kind == "parameter" and (t.spec.dtype.bits < 16 or not t.spec.dtype.floating))
+            for t in self.tensors
+        )
+
+    @property
+    def largest_layer(self) -> tuple[str, int, int]:
+        """(name, parameters, bytes) of the largest unit a loader places whole: a layer, or a module outside the layers."""
+        units = {group.title.partition(" ")[0]: (group.parameters, group.nbytes) for group in self.groups}
         for tensor in self.outside:
-            modules[tensor.spec.module] = modules.get(tensor.spec.module, 0) + tensor.parameters
-        return max([group.parameters for group in self.groups] + list(modules.values()), default=0)
+            parameters, nbytes = units.get(tensor.spec.module, (0, 0))
+            units[tensor.spec.module] = (parameters + tensor.parameters, nbytes + tensor.spec.nbytes)
+        name = max(units, key=lambda unit: units[unit], default="")
+        return name or "(root)", *units.get(name, (0, 0))
 
 
 def understand(spec: ModelSpec) -> tuple[Model, tuple[str, ...]]:

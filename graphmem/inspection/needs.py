@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphmem.checkpoint import ModelSpec
-from graphmem.inference.kv_cache import NoCache, cache_layout
+from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
 from graphmem.inspection.model import Model
-from graphmem.parameters.loading import NAIVE, load_with
+from graphmem.parameters.loading import NAIVE, Linears, linears_of, load_with
 from graphmem.parameters.schemes import SCHEMES
 from graphmem.report import Column, Figure, Row, Table, sum_row
 from graphmem.training.recipes import RECIPES
-from graphmem.units import format_count
+from graphmem.units import format_bytes, format_count
 
 
-def loading_table(model: Model) -> Table:
-    """Every parameter at one width, as accelerate counts."""
+def loading_table(models: Sequence[Model]) -> Table:
+    """Every parameter at one width, as accelerate counts; a quantized checkpoint as stored first."""
     columns = (
         Column("dtype", "Every parameter as"),
         Column("largest_layer_bytes", "Largest layer", "bytes"),
         Column("total_bytes", "Total", "bytes"),
         Column("adam_bytes", "Training with Adam", "bytes"),
     )
-    largest, total = model.largest_layer, model.parameters
-    rows = tuple(
-        (row.title, row.nbytes(largest), row.nbytes(total), row.adam_bytes * total if row.adam_bytes else None)
-        for row in NAIVE
-    )
-    explain = tuple(
-        f"{row.title}: {format_count(total)} parameters × {row.half_bytes / 2:g} B"
-        + (f"; Adam × {row.adam_bytes} B (weights, gradients, two moments)" if row.adam_bytes else "")
-        for row in NAIVE
-    )
-    return Table("loading", "Loading, every parameter at one width", columns, rows, "formula", explain=explain)
+    name, largest, largest_bytes = max((model.largest_layer for model in models), key=lambda layer: layer[1])
+    total = sum(model.parameters for model in models)
+    rows: list[Row] = []
+    explain: list[str] = []
+    notes = [f"largest layer: {name}, {format_count(largest)} parameters"]
+    if any(model.is_quantized for model in models):
+        rows.append(("as stored", largest_bytes, sum(model.spec.nbytes for model in models), None))
+        explain.append("as stored: the bytes of the tensors in the files, scales included")
+        notes.append("quantized already: loaders take it as stored")
+    elif not any(linears_of(model.tensors, model.roles).shapes for model in models):
+        notes.append(
+            "no linear weights that loaders quantize were recognised, so there is no table of quantizing loaders"
+        )
+    for row in NAIVE:
+        adam = row.adam_bytes * total if row.adam_bytes else None
+        rows.append((row.title, row.nbytes(largest), row.nbytes(total), adam))
+        training = f"; Adam × {row.adam_bytes} B (weights, gradients, two moments)" if row.adam_bytes else ""
+        explain.append(f"{row.title}: {format_count(total)} parameters × {row.half_bytes / 2:g} B{training}")
+    title = "Loading, every parameter at one width"
+    return Table("loading", title, columns, tuple(rows), "formula", notes=tuple(notes), explain=tuple(explain))
 
 
-def loaders_tables(model: Model) -> list[Table]:
+def loaders_tables(models: Sequence[Model]) -> list[Table]:
     """What loaders that quantize store; nothing for a checkpoint that is quantized already."""
-    if any(t.kind == "scale" or (t.kind == "parameter" and t.spec.dtype.bits < 16) for t in model.tensors):
-        return []  # already quantized: it is loaded as stored
+    linears = [linears_of(model.tensors, model.roles) for model in models]
+    if any(model.is_quantized for model in models) or not any(each.shapes for each in linears):
+        return []
     columns = (
         Column("loader", "As a loader stores it"),
         Column("packed_bytes", "Packed", "bytes"),
@@ -44,124 +56,139 @@ def loaders_tables(model: Model) -> list[Table]:
         Column("kept_bytes", "Kept in 16 bit", "bytes"),
         Column("total_bytes", "Total", "bytes"),
     )
-    rows, explain = [], []
+    together = _together(linears)
+    rows: list[Row] = []
     for scheme in SCHEMES:
-        loaded = load_with(scheme, model.tensors, model.roles)
-        if not loaded.packed:
-            return []
+        loaded = load_with(scheme, together)
         rows.append((scheme.title, loaded.packed, loaded.scales, loaded.kept, loaded.total))
-        explain.append(f"{scheme.title}: {scheme.source}")
-    note = "linear weights are packed; embeddings, head, norms, routers, convolutions and biases stay in 16 bit"
-    return [
-        Table(
-            "loaders",
-            "Loading, quantized by a real loader",
-            columns,
-            tuple(rows),
-            "formula",
-            notes=(note,),
-            explain=tuple(explain),
-        )
-    ]
+    notes = (
+        "linear weights are packed; embeddings, head, norms, routers, convolutions and biases stay in 16 bit; buffers come on top",
+    )
+    explain = tuple(f"{scheme.title}: {scheme.source}" for scheme in SCHEMES)
+    title = "Loading, quantized by a real loader"
+    return [Table("loaders", title, columns, tuple(rows), "formula", notes=notes, explain=explain)]
+
+
+def _together(linears: Sequence[Linears]) -> Linears:
+    shapes: dict[tuple[int, int], int] = {}
+    for each in linears:
+        for shape, count in each.shapes.items():
+            shapes[shape] = shapes.get(shape, 0) + count
+    return Linears(shapes, sum(each.others for each in linears))
 
 
 def cache_figures(spec: ModelSpec) -> list[Figure]:
     """The cache in two figures, where there is one."""
     layout = cache_layout(spec.config)
-    if isinstance(layout, NoCache):
+    if isinstance(layout, NoCache) or not layout.bytes_per_token():
         return []
+    token, later = layout.bytes_per_token(), layout.bytes_per_token(once_full=True)
+    windows = f", {format_bytes(later)} once windows are full" if later != token else ""
     figures = [
         Figure(
             "kv_cache_bytes_per_token",
-            "KV cache a token (16-bit)",
-            layout.bytes_per_token(),
+            f"KV cache a token (16-bit{windows})",
+            token,
             "bytes",
             "formula",
             layout.explain(),
         )
     ]
     if layout.context:
+        least = ", at least" if layout.is_partial else ""
         figures.append(
             Figure(
                 "kv_cache_bytes_at_context",
-                f"KV cache at {layout.context:,} tokens (16-bit)",
+                f"KV cache at {layout.context:,} tokens (16-bit{least})",
                 layout.bytes_at(layout.context),
                 "bytes",
                 "formula",
-                layout.explain(),
+                layout.explain(tokens=layout.context),
             )
         )
     return figures
 
 
 def cache_tables(spec: ModelSpec) -> list[Table]:
-    """The cache by kind of layer, or why it cannot be told."""
+    """The cache by kind of layer, or why it cannot be told; nothing where nothing is known but tensors."""
     layout = cache_layout(spec.config)
-    columns = (
-        Column("layers", "KV cache, 16-bit"),
-        Column("count", "Layers", "count"),
-        Column("bytes_per_token", "A token", "bytes"),
-        Column("window", "Tokens kept", "count"),
-        Column("bytes_at_context", "At full context", "bytes"),
-    )
     if isinstance(layout, NoCache):
-        # Where nothing is known of a model but its tensors (a live module, a bare file), there is nothing to say.
         note = f"cannot be told: {layout.reason}" if layout.missing else layout.reason
-        return [Table("kv_cache", "KV cache", columns, (), "formula", notes=(note,))] if spec.config else []
+        return [Table("kv_cache", "KV cache", _CACHE_COLUMNS, (), "formula", notes=(note,))] if spec.config else []
+    rows, explain = _cache_rows(layout)
+    sums = list(sum_row(_CACHE_COLUMNS, rows, "At least" if layout.is_partial else "Total"))
+    sums[2], sums[3] = sums[2] or None, None
+    sums[4] = sums[4] or None if layout.context else None
+    known = f"full context of {layout.context:,} tokens" if layout.context else "the config names no context length"
+    title = f"KV cache of one sequence in 16 bit, {known}"
+    return [Table("kv_cache", title, _CACHE_COLUMNS, rows, "formula", tuple(sums), layout.notes, explain)]
+
+
+_CACHE_COLUMNS = (
+    Column("kind", "Kind of layer"),
+    Column("layers", "Layers", "count"),
+    Column("bytes_per_token", "A token", "bytes"),
+    Column("tokens", "Tokens kept", "count"),
+    Column("bytes_at_context", "At full context", "bytes"),
+)
+
+
+def _cache_rows(layout: CacheLayout) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     kinds: dict[tuple[str, int | None, str], list[int]] = {}
     for layer in layout.layers:
         kinds.setdefault((layer.kind, layer.window, layer.arithmetic), []).append(layer.elements)
     rows: list[Row] = []
-    explain = []
+    explain: list[str] = []
     for (kind, window, arithmetic), elements in kinds.items():
         kept = layout.context if window is None else min(window, layout.context or window)
         per_token = 2 * sum(elements)
-        tokens = kept if per_token else None
-        rows.append(
-            (kind, len(elements), per_token, tokens, per_token * tokens if tokens else (0 if not per_token else None))
-        )
-        if arithmetic:
+        if per_token:
+            rows.append((kind, len(elements), per_token, kept, per_token * kept if kept else None))
             explain.append(f"{kind}: {len(elements)} layers × {arithmetic} × 2 B = {format_count(per_token)} B a token")
         else:
-            explain.append(f"{kind}: keeps no keys and values")
-    sums = list(sum_row(columns, rows))
-    sums[3] = None
-    if layout.context is None:
-        sums[4] = None
-    context = f" of {layout.context:,} tokens" if layout.context else ""
-    title = (
-        f"KV cache of one sequence, full context{context}"
-        if context
-        else "KV cache of one sequence (the config names no context length)"
-    )
-    return [Table("kv_cache", title, columns, tuple(rows), "formula", tuple(sums), layout.notes, tuple(explain))]
+            rows.append((kind, len(elements), None, None, None))
+            explain.append(f"{kind}: keeps no keys and values a token")
+    if layout.cross_elements:
+        tokens = layout.encoder_context
+        per_token = 2 * layout.cross_elements
+        rows.append(
+            ("cross-attention, a token of the encoder", None, per_token, tokens, per_token * tokens if tokens else None)
+        )
+        explain.append(f"cross-attention: as many values for each token of the encoder, {format_count(per_token)} B")
+    return tuple(rows), tuple(explain)
 
 
-def training_table(model: Model) -> Table:
-    """Weights, gradients and AdamW states by precision recipe."""
+def training_table(models: Sequence[Model], frozen: Sequence[Model] = ()) -> Table:
+    """Weights, gradients and AdamW states by precision recipe; frozen parameters take weights only.
+
+    Args:
+        frozen: models whose every parameter is frozen (an adapter's base); those quantized stay as stored.
+    """
     columns = (
         Column("recipe", "Training with AdamW"),
-        Column("bytes_per_parameter", "B/param", "count"),
+        Column("bytes_per_parameter", "B/param", "count", detail=True),
         Column("weight_bytes", "Weights", "bytes"),
         Column("gradient_bytes", "Gradients", "bytes"),
         Column("optimizer_bytes", "Optimizer", "bytes"),
         Column("total_bytes", "Total", "bytes"),
     )
-    count = model.parameters
-    rows = tuple(
-        (r.title, r.total, r.weights * count, r.gradients * count, (r.master + r.moments) * count, r.total * count)
-        for r in RECIPES
-    )
+    count, trained = sum(m.parameters for m in models), sum(m.trainable for m in models)
+    held = sum(m.parameters for m in frozen if not m.is_quantized)
+    as_stored = sum(m.spec.nbytes for m in frozen if m.is_quantized)
+    every = trained == count or any(m.is_quantized for m in models)  # a packed checkpoint is unpacked to be trained
+    trained = count if every else trained
+    rows: list[Row] = []
+    for r in RECIPES:
+        weights = r.weights * (count + held) + as_stored
+        gradients, states = r.gradients * trained, (r.master + r.moments) * trained
+        rows.append((r.title, r.total, weights, gradients, states, weights + gradients + states))
     explain = tuple(
         f"{r.title}: {r.weights} + {r.gradients} + {r.master + r.moments} = {r.total} bytes a parameter; {r.source}"
         for r in RECIPES
     )
+    what = "every parameter" if every and not frozen else f"{format_count(trained)} parameters"
+    rest = ", the rest frozen" if frozen or not every else ""
+    title = f"Training states, {what} trained{rest}"
     return Table(
-        "training",
-        "Training states, every parameter trained",
-        columns,
-        rows,
-        "formula",
-        notes=("activations come on top",),
-        explain=explain,
+        "training", title, columns, tuple(rows), "formula", notes=("activations come on top",), explain=explain
     )

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from graphmem.inspection.model import BYTES, PARAMETERS, SHARE, Model
+from graphmem.inspection.model import BYTES, OF_BYTES, OF_PARAMETERS, PARAMETERS, Model
+from graphmem.parameters.layers import layer_of
 from graphmem.parameters.roles import COMPONENTS
 from graphmem.parameters.stored import StoredTensor
 from graphmem.report import Column, Row, Table, sum_row
+from graphmem.units import GIB
+
+#: Modules outside the layers are listed one by one up to this many, by their first name beyond.
+_MOST_MODULES = 12
+
+
+def parts_table(models: Sequence[Model]) -> Table:
+    """The parts of a pipeline, or an adapter and its base."""
+    columns = (
+        Column("part", "Part"),
+        PARAMETERS,
+        OF_PARAMETERS,
+        BYTES,
+        Column("bytes_share", "Of bytes", "share", detail=True),
+    )
+    parameters = sum(model.parameters for model in models) or 1
+    stored = sum(model.spec.nbytes for model in models) or 1
+    rows = tuple(
+        (m.spec.name or "model", m.parameters, m.parameters / parameters, m.spec.nbytes, m.spec.nbytes / stored)
+        for m in models
+    )
+    return Table("parts", "Parts", columns, rows, models[0].spec.basis, sum_row(columns, rows))
 
 
 def components_table(model: Model) -> Table:
@@ -15,9 +38,9 @@ def components_table(model: Model) -> Table:
     columns = (
         Column("component", "Component"),
         PARAMETERS,
-        SHARE,
+        OF_PARAMETERS,
         BYTES,
-        Column("fp32_bytes", "As fp32", "bytes", in_mib=True),
+        _as_fp32(model, "fp32_bytes", "As fp32"),
     )
     total = model.parameters or 1
     rows: list[Row] = []
@@ -29,40 +52,64 @@ def components_table(model: Model) -> Table:
     return Table("components", "Components", columns, tuple(rows), model.spec.basis, sum_row(columns, rows))
 
 
+def _as_fp32(model: Model, key: str, title: str) -> Column:
+    """In MiB, as articles print it, while that reads well."""
+    return Column(key, title, "bytes", in_mib=4 * model.parameters < 64 * GIB, detail=True)
+
+
 def layers_table(model: Model) -> Table:
-    """Identical layers folded, then what lies outside them."""
+    """Embeddings, identical layers folded, what else lies outside the layers, heads."""
     columns = (
         Column("layers", "Layers"),
         Column("each", "Each", "count"),
         PARAMETERS,
-        SHARE,
+        OF_PARAMETERS,
         BYTES,
-        Column("fp32_bytes_each", "Each as fp32", "bytes", in_mib=True),
+        _as_fp32(model, "fp32_bytes_each", "Each as fp32"),
     )
     total = model.parameters or 1
-    rows: list[Row] = [
+    stacks: list[Row] = [
         (g.title, g.parameters, g.total_parameters, g.total_parameters / total, g.total_nbytes, 4 * g.parameters)
         for g in model.groups
     ]
-    for module, tensors in _by_module(model.outside).items():
+    before: list[Row] = []
+    between: list[Row] = []
+    after: list[Row] = []
+    for name, tensors in _by_module(model).items():
         count = sum(t.parameters for t in tensors)
-        rows.append((module, count, count, count / total, sum(t.spec.nbytes for t in tensors), 4 * count))
+        role = model.roles[tensors[0].spec.name]
+        row: Row = (name, count, count, count / total, sum(t.spec.nbytes for t in tensors), 4 * count)
+        (before if role == "embedding" else after if role == "head" else between).append(row)
+    rows = (*before, *stacks, *between, *after)
     sums = list(sum_row(columns, rows))
     sums[1] = sums[5] = None  # one layer's size says nothing summed over different layers
-    return Table("layers", "Layers and what lies outside them", columns, tuple(rows), model.spec.basis, tuple(sums))
+    return Table("layers", "Layers and what lies outside them", columns, rows, model.spec.basis, tuple(sums))
 
 
-def _by_module(tensors: Iterable[StoredTensor]) -> dict[str, list[StoredTensor]]:
-    modules: dict[str, list[StoredTensor]] = {}
+def _by_module(model: Model) -> dict[str, list[StoredTensor]]:
+    """Tensors outside the stacks by owning module; a network with many such modules by their first name."""
+    modules = _group(model.outside, _outside_name)
+    if len(modules) > _MOST_MODULES:
+        modules = _group(model.outside, lambda tensor: tensor.spec.name.split(".")[0])
+    stacks = {group.stack for group in model.groups}
+    return {
+        f"{name} (rest)" if any(stack.startswith(f"{name}.") for stack in stacks) else name: tensors
+        for name, tensors in modules.items()
+    }
+
+
+def _outside_name(tensor: StoredTensor) -> str:
+    if place := layer_of(tensor.spec.name):  # the only layer of its stack, such as an extra prediction layer
+        return f"{place[0]}.{place[1]}"
+    module = tensor.spec.module.partition(".weight")[0] if tensor.kind == "scale" else tensor.spec.module
+    return module or tensor.spec.name
+
+
+def _group(tensors: Iterable[StoredTensor], name_of: Callable[[StoredTensor], str]) -> dict[str, list[StoredTensor]]:
+    groups: dict[str, list[StoredTensor]] = {}
     for tensor in tensors:
-        name = tensor.spec.module if tensor.kind != "scale" else tensor.spec.name
-        modules.setdefault(name or tensor.spec.name, []).append(tensor)
-    if len(modules) > 12:  # a network without stacks: its top-level modules say more than every leaf
-        shorter: dict[str, list[StoredTensor]] = {}
-        for name, members in modules.items():
-            shorter.setdefault(name.split(".")[0], []).extend(members)
-        return shorter
-    return modules
+        groups.setdefault(name_of(tensor), []).append(tensor)
+    return groups
 
 
 def dtypes_table(model: Model) -> Table:
@@ -73,7 +120,7 @@ def dtypes_table(model: Model) -> Table:
         Column("tensors", "Tensors", "count"),
         PARAMETERS,
         BYTES,
-        SHARE,
+        OF_BYTES,
     )
     groups: dict[tuple[str, str], list[StoredTensor]] = {}
     for tensor in model.tensors:

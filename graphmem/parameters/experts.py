@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,3 +30,14 @@ def routed_fraction(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if not count or not active or active > count:
         return None
     return active, count
+
+
+def is_prediction_layer(name: str, layers: Any) -> bool:
+    """Whether a tensor belongs to an extra layer that predicts further tokens (MTP), which plain decoding does not run.
+
+    Checkpoints call it ``mtp…`` or number it after the last of the config's ``layers``.
+    """
+    if re.search(r"(^|\.)mtp(_layers)?\.", name):
+        return True
+    numbered = re.match(r"(?:model\.|language_model\.)*layers\.(\d+)\.", name)
+    return bool(numbered and isinstance(layers, int) and int(numbered[1]) >= layers)

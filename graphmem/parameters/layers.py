@@ -83,7 +83,7 @@ def spell_ranges(numbers: Sequence[int]) -> str:
     if len(numbers) > 3 and len(set(steps := [b - a for a, b in itertools.pairwise(numbers)])) == 1 and steps[0] > 1:
         return f"{numbers[0]},{numbers[1]},…,{numbers[-1]}"
     spelled = [str(a) if a == b else f"{a}-{b}" for a, b in consecutive_runs(numbers)]
-    return ",".join(spelled if len(spelled) <= 6 else [*spelled[:3], "…", spelled[-1]])
+    return ",".join(spelled if len(spelled) <= 16 else [*spelled[:8], "…", spelled[-1]])
 
 
 def consecutive_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

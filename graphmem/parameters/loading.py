@@ -6,6 +6,7 @@ of packed weights and scales come from `schemes`; nothing here is fitted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,37 +58,53 @@ class Loaded:
         return self.packed + self.scales + self.kept
 
 
-def load_with(
-    scheme: Scheme, tensors: Sequence[StoredTensor], roles: Mapping[str, Component], kept_bytes: int = 2
-) -> Loaded:
-    """Bytes after loading with ``scheme``; what is not quantized takes ``kept_bytes`` an element (16 bit by default)."""
-    packed = scales = kept = 0
+@dataclass(frozen=True)
+class Linears:
+    """The linear weights a loader would quantize, (out, in) → how many, and the number of all other parameters."""
+
+    shapes: Mapping[tuple[int, int], int]
+    others: int
+
+
+def linears_of(tensors: Sequence[StoredTensor], roles: Mapping[str, Component]) -> Linears:
+    """Split a model's parameters into what loaders quantize and what they keep. Buffers are in neither."""
+    shapes: Counter[tuple[int, int]] = Counter()
+    others = 0
     for tensor in tensors:
-        shapes = linear_shapes(tensor, roles[tensor.spec.name])
-        if shapes is None:
-            kept += tensor.spec.nbytes if tensor.kind == "buffer" else tensor.parameters * kept_bytes
-            continue
-        count, out, inp = shapes
-        parts = scheme.layout(out, inp)
-        packed += count * sum(part.nbytes for part in parts if part.holds_weight)
-        scales += count * sum(part.nbytes for part in parts if not part.holds_weight)
-    return Loaded(packed, scales, kept)
+        found = linear_shapes(tensor, roles[tensor.spec.name])
+        if found is None:
+            others += tensor.parameters
+        else:
+            count, out, inp = found
+            shapes[out, inp] += count
+    return Linears(shapes, others)
+
+
+def load_with(scheme: Scheme, linears: Linears) -> Loaded:
+    """Bytes after loading with ``scheme``; what is not quantized takes 16 bit."""
+    packed = scales = 0
+    for (out, inp), count in linears.shapes.items():
+        for part in scheme.layout(out, inp):
+            if part.holds_weight:
+                packed += count * part.nbytes
+            else:
+                scales += count * part.nbytes
+    return Loaded(packed, scales, 2 * linears.others)
 
 
 def linear_shapes(tensor: StoredTensor, role: Component) -> tuple[int, int, int] | None:
     """(how many, out, in) of the linear weights in a tensor that a loader would quantize; stacked experts are one each."""
     spec = tensor.spec
-    if role not in _QUANTIZED or tensor.kind != "parameter" or spec.dtype.bits < 16:
+    if tensor.kind != "parameter" or spec.dtype.bits < 16:
         return None
-    if (
-        spec.module_classes
-        and not any(cls in ("Linear", "Conv1D") for cls in spec.module_classes)
-        and role != "experts"
-    ):
-        return None
-    leaf = spec.module.rpartition(".")[2]
-    if role == "experts" and len(spec.shape) == 3:
+    if role in ("experts", "shared experts") and len(spec.shape) == 3:
         return spec.shape[0], spec.shape[1], spec.shape[2]
-    if len(spec.shape) != 2 or not spec.name.endswith(".weight") or leaf in _TABLES:
+    if len(spec.shape) != 2 or not spec.name.endswith("weight"):
+        return None
+    if spec.module_classes:  # a live module: loaders go by the class, and leave the output head alone
+        linear = "Linear" in spec.module_classes or "Conv1D" in spec.module_classes
+        return (1, *spec.shape) if linear and spec.name.endswith(".weight") and role not in ("head", "router") else None
+    leaf = spec.module.rpartition(".")[2]
+    if role not in _QUANTIZED or not spec.name.endswith(".weight") or leaf in _TABLES:
         return None
     return 1, spec.shape[0], spec.shape[1]

@@ -164,7 +164,14 @@ def _role(tensor: TensorSpec, tree: _Tree) -> Component:
         return "ssm"
     role = _innermost(tensor, modules, parameter, tree)
     # Experts that are stacked in one tensor [experts, out, in] need no module of that name.
-    return "experts" if role == "mlp" and len(tensor.shape) == 3 else role
+    if len(tensor.shape) == 3 and (role == "mlp" or (role == "other" and _beside_router(modules, tree))):
+        return "experts"
+    return role
+
+
+def _beside_router(modules: Sequence[str], tree: _Tree) -> bool:
+    siblings = tree.children.get(".".join(modules[:-1]), set())
+    return bool(siblings & {"router", "gate"})
 
 
 def _is_norm(tensor: TensorSpec, owner: str, tree: _Tree) -> bool:

@@ -33,12 +33,17 @@ _SCALE = re.compile(
     r"\.(qzeros|scales|biases|g_idx|SCB|weight_format"
     r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)"
     r"|weight_(scale|scale_inv|scale_2|zero_point|shape|g_idx|global_scale)"
-    r"|input_(scale|global_scale|zero_point)|output_scale|activation_scale|[kvq]_scale|scale)$"
+    r"|input_(scale|global_scale|zero_point)|(input|output|activation|pre_quant|[kvq])_scale|scale|scale_weight|scale_input"
+    r"|weight\._scale)$"
 )
 #: Persistent buffers that headers show among the weights.
 _BUFFER = re.compile(
-    r"(^|\.)(inv_freq|position_ids|token_type_ids|running_mean|running_var|num_batches_tracked|masked_bias|rope_freqs\.weight)$"
+    r"(^|\.)(inv_freq|position_ids|token_type_ids|running_mean|running_var|num_batches_tracked|masked_bias|rope_freqs\.weight"
+    r"|diagonal_decay|key_decay|query_decay|slope_rate|weight_integer|bias_integer|fc_scaling_factor|act_scaling_factor"
+    r"|codebook\.(inited|cluster_size|embed|embed_avg))$"
 )
+#: Widths that quantizers use; anything else read off a shape means that the layout is another one.
+_BITS = (2, 3, 4, 5, 6, 8)
 _INTEGERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
 _PACKED = ("U8", "I8", "I32", "U32")
 
@@ -76,47 +81,57 @@ def stored_tensors(spec: ModelSpec) -> tuple[tuple[StoredTensor, ...], tuple[str
 
 
 def _unpacked(tensor: TensorSpec, tensors: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> int | None:
-    """The true number of weights in a quantized tensor; None if the tensor is not one."""
+    """The true number of weights in a quantized tensor; None if the tensor is not one, or how it is packed is not known."""
     name, module = tensor.name, tensor.module
+    width = tensor.dtype.block_bytes * 8
     if name.endswith(".qweight"):
-        bits = _gptq_bits(tensor, tensors) or quantization_of(config).get("bits")
-        return tensor.elements * 32 // bits if bits else None
+        bits = _gptq_bits(tensor, tensors) or _sane(quantization_of(config).get("bits"))
+        return tensor.elements * width // bits if bits else None
     if name.endswith(".weight_packed"):
         bits = 4 if tensor.dtype.name == "U8" else _compressed_bits(config)
-        return tensor.elements * tensor.dtype.block_bytes * 8 // bits if bits else None
+        return tensor.elements * width // bits if bits else None
     if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in tensors:
         return tensor.elements * 2
+    if (
+        f"{name}_scale" in tensors or f"{name}_scale_inv" in tensors
+    ):  # fp8, of a module or of experts stacked in one parameter
+        own = tensors.get(f"{name}_scale") or tensors[f"{name}_scale_inv"]
+        return _beside_scale(tensor, own, f"{name}_scale_2" in tensors, config)
     if not name.endswith(".weight"):
         return None
     if f"{name}.absmax" in tensors:
-        return (
-            tensor.elements * 2 if tensor.dtype.name in ("U8", "I8") else tensor.elements * 2 * tensor.dtype.block_bytes
-        )
+        return tensor.elements * width // 4
     if f"{module}.SCB" in tensors:
         return tensor.elements
-    scale = next(
-        (
-            tensors[f"{module}.{s}"]
-            for s in ("weight_scale", "weight_scale_inv", "scale", "scales")
-            if f"{module}.{s}" in tensors
-        ),
-        None,
-    )
-    if scale is None:
-        return None
-    if tensor.dtype.name == "U32":  # MLX: one scale and one bias a group, in the order of the weights
+    if (
+        tensor.dtype.name == "U32" and f"{module}.scales" in tensors
+    ):  # MLX: a scale and a bias a group, in the weights' order
         group = _mlx_group(module, config)
-        return math.prod(scale.shape) * group if group else None
-    if tensor.dtype.name in ("U8", "I8") and _two_in_a_byte(tensor, scale, f"{module}.weight_scale_2" in tensors):
-        return tensor.elements * 2
-    return tensor.elements if tensor.dtype.bits <= 8 else None
+        return math.prod(tensors[f"{module}.scales"].shape) * group if group else None
+    if f"{module}.scale" in tensors:
+        return _beside_scale(tensor, tensors[f"{module}.scale"], False, config)
+    return None
 
 
-def _two_in_a_byte(weight: TensorSpec, scale: TensorSpec, has_second_scale: bool) -> bool:
-    """NVFP4 (blocks of 16, a second scale) and MXFP4 (blocks of 32, exponent scales) against plain int8."""
-    if has_second_scale:
-        return True
-    return len(scale.shape) == len(weight.shape) >= 2 and scale.shape[-1] * 32 == weight.shape[-1] * 2
+def _beside_scale(weight: TensorSpec, scale: TensorSpec, second: bool, config: Mapping[str, Any]) -> int | None:
+    """Weights in a tensor that has a scale: one an element in fp8 and int8, two a byte in the 4-bit formats, by their shapes."""
+    if weight.dtype.floating:
+        return weight.elements if weight.dtype.bits <= 8 else None
+    exponents = scale.dtype.name in ("F8_E8M0", "U8", "F8_E4M3")
+    aligned = len(scale.shape) == len(weight.shape) >= 2
+    if second or (exponents and aligned and scale.shape[-1] * 32 == weight.shape[-1] * 2):
+        return weight.elements * 2  # NVFP4 has a second scale; MXFP4 an exponent for 32 values
+    method = str(quantization_of(config).get("quant_method", "")).lower()
+    if weight.dtype.name == "U8":
+        if method == "bitnet":
+            return weight.elements * 4
+        halved = aligned and scale.shape[0] == 2 * weight.shape[0]
+        return weight.elements * 2 if halved else None  # ModelOpt's W4A16 packs pairs of output rows
+    return weight.elements if weight.dtype.name == "I8" else None
+
+
+def _sane(bits: Any) -> int | None:
+    return bits if bits in _BITS and not isinstance(bits, bool) else None
 
 
 def _gptq_bits(qweight: TensorSpec, tensors: Mapping[str, TensorSpec]) -> int | None:
@@ -125,10 +140,11 @@ def _gptq_bits(qweight: TensorSpec, tensors: Mapping[str, TensorSpec]) -> int | 
     scales = tensors.get(f"{qweight.module}.scales")
     if len(qweight.shape) != 2 or scales is None or len(scales.shape) != 2:
         return None
+    width = qweight.dtype.block_bytes * 8
     if g_idx is not None and g_idx.elements:
-        return 32 * qweight.shape[0] // g_idx.elements
+        return _sane(width * qweight.shape[0] // g_idx.elements)
     if scales.shape[1] != qweight.shape[1] and scales.shape[1]:
-        return 32 * qweight.shape[1] // scales.shape[1]
+        return _sane(width * qweight.shape[1] // scales.shape[1])
     return None
 
 
@@ -152,11 +168,15 @@ def _mlx_group(module: str, config: Mapping[str, Any]) -> int | None:
 
 
 def _module_of_packed(name: str) -> str:
-    return name if name.endswith("_blocks") else name.rpartition(".")[0]
+    """What scales hang on: the module of a ``weight``, the parameter itself where experts are stacked in one."""
+    module, _, leaf = name.rpartition(".")
+    return module if leaf in ("weight", "qweight", "weight_packed") else name
 
 
 def _is_scale(name: str, quantized: set[str]) -> bool:
     if name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" in quantized:
+        return True
+    if name.removesuffix("_inv").removesuffix("_scale") in quantized and name.endswith(("_scale", "_scale_inv")):
         return True
     found = _SCALE.search(name)
     if found is None:
@@ -172,5 +192,6 @@ def _is_buffer(tensor: TensorSpec) -> bool:
     """What a module says of itself; else by name, or by what no parameter is: booleans, int64, GPT-2's saved masks [1, 1, n, n]."""
     if tensor.is_buffer or tensor.module_classes:
         return tensor.is_buffer
-    is_mask = tensor.name.endswith(".bias") and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1)
+    shape = tensor.shape
+    is_mask = tensor.name.endswith(".bias") and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3] > 1
     return is_mask or tensor.dtype.name in ("BOOL", "I64") or bool(_BUFFER.search(tensor.name))

@@ -10,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphmem.checkpoint import ModelSpec
-from graphmem.config import text_config
+from graphmem.config import architectures, text_config
 from graphmem.parameters.roles import Component
 from graphmem.parameters.stored import StoredTensor
 
+_TOKEN_TABLES = {
+    "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "token_embd", "embed_in", "shared", "word_embedding", "embedding",
+    "embeddings", "tokens_embed",
+}  # fmt: skip
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -29,14 +33,10 @@ class Tie:
 
 def find_ties(spec: ModelSpec, tensors: Sequence[StoredTensor], roles: Mapping[str, Component]) -> tuple[Tie, ...]:
     """The ties of a model: those its module told, else embedding and head where the files and the config say so."""
-    if spec.ties:
+    if spec.ties is not None:
         counts = {tensor.spec.name: tensor.parameters for tensor in tensors}
         return tuple(Tie(owner, tuple(names), counts.get(owner, 0)) for owner, *names in spec.ties if counts.get(owner))
-    tables = [
-        t
-        for t in tensors
-        if roles[t.spec.name] == "embedding" and len(t.spec.shape) == 2 and t.spec.name.endswith("weight")
-    ]
+    tables = [t for t in tensors if _is_token_table(t)]
     table = max(tables, key=lambda t: t.parameters, default=None)
     if table is None:
         return ()
@@ -45,7 +45,7 @@ def find_ties(spec: ModelSpec, tensors: Sequence[StoredTensor], roles: Mapping[s
         for t in tensors
         if t is not table
         and t.spec.shape == table.spec.shape
-        and roles[t.spec.name] in ("head", "embedding")
+        and (roles[t.spec.name] == "head" or t in tables)
         and _is_tied(spec, t)
     ]
     if twins:
@@ -62,6 +62,12 @@ def without_copies(tensors: Sequence[StoredTensor], ties: Sequence[Tie]) -> tupl
     return tuple(replace(t, parameters=0) if t.spec.name in copies else t for t in tensors)
 
 
+def _is_token_table(tensor: StoredTensor) -> bool:
+    """An embedding of tokens by its name; position and other tables of the same size are no twins of it."""
+    leaf = tensor.spec.module.rpartition(".")[2]
+    return leaf in _TOKEN_TABLES and len(tensor.spec.shape) == 2 and tensor.spec.name.endswith("weight")
+
+
 def _is_tied(spec: ModelSpec, twin: StoredTensor) -> bool:
     config = text_config(spec.config)
     said = spec.config.get("tie_word_embeddings", config.get("tie_word_embeddings"))
@@ -71,5 +77,10 @@ def _is_tied(spec: ModelSpec, twin: StoredTensor) -> bool:
 
 
 def _writes_tokens(spec: ModelSpec) -> bool:
-    architectures = spec.config.get("architectures") or text_config(spec.config).get("architectures") or ()
-    return any(str(name).endswith(_GENERATIVE) for name in architectures) or "gguf" in spec.config
+    text = text_config(spec.config)
+    if spec.config.get("tie_word_embeddings", text.get("tie_word_embeddings")) is False:
+        return False
+    names = architectures(spec.config)
+    if "gguf" in spec.config:
+        return not names  # named only for encoders, which write no tokens
+    return any(name.endswith(_GENERATIVE) for name in names)

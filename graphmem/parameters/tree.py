@@ -31,7 +31,10 @@ def module_tree(tensors: Sequence[StoredTensor], basis: Basis, depth: int) -> Ta
             node = node.children.setdefault(part, _Node())
             _add(node, tensor)
     rows: list[Row] = []
-    _walk(root, "", 0, depth, rows)
+    own = [tensor for tensor in tensors if "." not in tensor.spec.name]
+    if own:
+        rows.append(("(root)", sum(t.parameters for t in own), sum(t.spec.nbytes for t in own)))
+    _walk(root, "", 1, depth, rows)
     columns = (
         Column("module", "Module"),
         Column("parameters", "Parameters", "count"),
@@ -47,15 +50,16 @@ def _add(node: _Node, tensor: StoredTensor) -> None:
     node.nbytes += tensor.spec.nbytes
 
 
-def _walk(node: _Node, indent: str, level: int, depth: int, rows: list[Row]) -> None:
-    if level >= depth:
+def _walk(node: _Node, indent: str, times: int, depth: int, rows: list[Row]) -> None:
+    """Rows of the modules in ``node``; those below a folded ``×32`` count all thirty-two, so that children add up."""
+    if depth == 0:
         return
     folded: dict[object, list[str]] = {}
     for name, child in node.children.items():
         key = child.signature() if name.isdigit() else name
         folded.setdefault(key, []).append(name)
     for names in folded.values():
-        child = node.children[names[0]]
+        child, count = node.children[names[0]], times * len(names)
         title = names[0] if len(names) == 1 else f"{spell_ranges(sorted(map(int, names)))} ×{len(names)}"
-        rows.append((indent + title, child.parameters * len(names), child.nbytes * len(names)))
-        _walk(child, indent + "  ", level + 1, depth, rows)
+        rows.append((indent + title, child.parameters * count, child.nbytes * count))
+        _walk(child, indent + "  ", count, depth - 1, rows)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from graphmem.config import named_dtype
+from graphmem.config import architectures, named_dtype, text_config
 from graphmem.dtypes import from_torch
 from graphmem.errors import MissingExtraError, UnsupportedError
 
@@ -122,12 +122,14 @@ def _no_class(config: Mapping[str, Any], what: str) -> str:
 
 
 def _class_for(transformers: Any, config: Mapping[str, Any], what: str) -> Any:
-    for architecture in config.get("architectures") or ():
+    for architecture in architectures(config):
         if cls := getattr(transformers, architecture, None):
             return cls
     mapping = transformers.models.auto.modeling_auto
     config_class = transformers.CONFIG_MAPPING[config["model_type"]]
-    for table in (mapping.MODEL_FOR_CAUSAL_LM_MAPPING, mapping.MODEL_MAPPING):
+    names = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM")
+    tables = [getattr(mapping, f"MODEL_FOR_{name}_MAPPING", {}) for name in names]
+    for table in (*tables, mapping.MODEL_MAPPING):
         if config_class in table:
             found = table[config_class]
             return found[0] if isinstance(found, tuple | list) else found
@@ -153,3 +155,20 @@ def _default_dtype(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+#: What a cache layout is read from. Released configs leave some of these to the defaults of their class (Gemma 3 its heads).
+_CACHE_KEYS = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "sliding_window",
+    "layer_types", "max_position_embeddings", "kv_lora_rank", "qk_rope_head_dim", "num_kv_shared_layers",
+)  # fmt: skip
+
+
+def class_defaults(config: Mapping[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    """Values of the language model's config that ``config`` leaves out and its class fills in, where the cache depends on them."""
+    text = getattr(getattr(model, "config", None), "get_text_config", lambda: None)()
+    if text is None or not hasattr(text, "num_attention_heads"):
+        return {}
+    given = text_config(config)
+    held = {key: getattr(text, key, None) for key in _CACHE_KEYS}
+    return {key: value for key, value in held.items() if value is not None and given.get(key) is None}

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graphmem.checkpoint import ModelSpec, TensorSpec
-from graphmem.config import named_dtype
+from graphmem.config import architectures, named_dtype, with_defaults
 from graphmem.dtypes import SAFETENSORS, DType, from_torch
 from graphmem.errors import UnsupportedError
 from graphmem.parameters.stored_schemes import layout_of
-from graphmem.sources.build import build_model, stored_dtype
+from graphmem.sources.build import build_model, class_defaults, stored_dtype
 from graphmem.sources.index import Index
 from graphmem.sources.module import spec_of_module
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from graphmem.sources.weights import Findings
 
 
-def build_checkpoint_tensors(config: Mapping[str, Any], class_path: str | None = None) -> tuple[TensorSpec, ...]:
-    """What a checkpoint of ``config`` would store, by the checkpoint's names."""
-    stored, _ = _checkpoint_tensors(build_model(config, class_path=class_path))
+def checkpoint_tensors(model: torch.nn.Module) -> tuple[TensorSpec, ...]:
+    """What a checkpoint of ``model`` would store, by the checkpoint's names."""
+    stored, _ = _checkpoint_tensors(model)
     return tuple(stored.values())
 
 
@@ -41,9 +41,16 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
     model = build_model(config, file)
     if named_dtype(config) is None:
         findings.warnings.append(f"{file}: the config names no dtype; float32 is assumed, as transformers does")
+    named, built = architectures(config), type(model).__name__
+    if named and built not in named and config.get("model_type"):
+        findings.warnings.append(
+            f"{file}: names {named[0]}, which transformers lacks; built {built} instead, which may differ"
+        )
     stored, ties = _checkpoint_tensors(model)
     if index is None:
-        return ModelSpec(tuple(stored.values()), config, name, "built", ties)
+        return ModelSpec(
+            tuple(stored.values()), with_defaults(config, class_defaults(config, model)), name, "built", ties
+        )
     tensors, unknown = _named_tensors(index, stored, model, config)
     declared = index.declared_bytes()
     tensors = _with_declared_dtype(tensors, declared, config, index.path, findings)
@@ -63,7 +70,8 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
         findings.warnings.append(
             f"{index.path}: metadata.total_size says {declared:,} bytes, the tensors counted take {counted:,} ({counted - declared:+,})"
         )
-    return ModelSpec(tuple(tensors), config, name, "built", ties, declared, index.path)
+    full = with_defaults(config, class_defaults(config, model))
+    return ModelSpec(tuple(tensors), full, name, "built", None, declared, index.path)
 
 
 def _checkpoint_tensors(model: torch.nn.Module) -> tuple[dict[str, TensorSpec], tuple[tuple[str, ...], ...]]:
@@ -85,7 +93,7 @@ def _checkpoint_tensors(model: torch.nn.Module) -> tuple[dict[str, TensorSpec], 
             known.is_buffer if known else False,
             module_classes=known.module_classes if known else (),
         )
-    return stored, spec.ties
+    return stored, spec.ties or ()
 
 
 def _named_tensors(

@@ -9,6 +9,7 @@ from typing import Any
 
 from graphmem.catalog.table import expand
 from graphmem.checkpoint import Checkpoint, ModelSpec
+from graphmem.config import with_defaults
 
 _ROOT = files("graphmem.catalog")
 _MODELS = _ROOT / "models"
@@ -34,33 +35,43 @@ def read_catalog(repo_id: str, reason: str) -> Checkpoint:
     entry = json.loads((_MODELS / _file(repo_id)).read_text())
     parts: dict[str, Any] = entry.get("components") or {"": entry}
     sections = tuple(
-        ModelSpec(tuple(expand(part["tensors"])), part["config"], name, "built") for name, part in parts.items()
+        ModelSpec(tuple(expand(part["tensors"])), _config(part), name, "built") for name, part in parts.items()
     )
     checks = [_verification(spec, parts[spec.name]) for spec in sections]
     notes = tuple(f"{spec.name}: {text}" if spec.name else text for spec, text in zip(sections, checks, strict=True))
     return Checkpoint(repo_id, f"built-in catalog ({reason}): shapes built from the published config", sections, notes)
 
 
+def _config(part: Mapping[str, Any]) -> dict[str, Any]:
+    """The published config, with what it leaves to its class filled in."""
+    config = with_defaults(part["config"], part["defaults"]) if "defaults" in part else dict(part["config"])
+    library, _, name = part.get("class", "").rpartition(".")
+    return {"_class_name": name, **config} if library == "diffusers" else config
+
+
 def _verification(spec: ModelSpec, part: Mapping[str, Any]) -> str:
     """How the entry's total stands against figures others published; an unverified total says so."""
     published = part.get("published", [])
     for fact in published:
-        source = f"{fact['of']} ({fact['source']})"
+        source = f"{fact['of']}; {fact['source']}"
         if "bytes" in fact:
             return _compared(spec.nbytes, fact["bytes"], "bytes", source)
         if "parameters" in fact:
+            elements = sum(tensor.elements for tensor in spec.tensors)
             return _compared(
-                sum(tensor.elements for tensor in spec.tensors), fact["parameters"], "stored elements", source
+                elements, fact["parameters"], "stored elements (scales and buffers are among them)", source
             )
     for fact in published:
         if "file_bytes" in fact and 0 < fact["file_bytes"] - spec.nbytes < 200 * (len(spec.tensors) + 10):
-            return f"total consistent with the file size of {fact['of']} ({fact['source']}): {fact['file_bytes']:,} bytes with headers"
+            return (
+                f"total consistent with {fact['file_bytes']:,} bytes, headers included: {fact['of']}; {fact['source']}"
+            )
     return "total not verified: no published figure to hold it against"
 
 
 def _compared(ours: int, theirs: int, unit: str, source: str) -> str:
     if ours == theirs:
-        return f"total verified, {theirs:,} {unit}: {source}"
+        return f"total verified against {theirs:,} {unit}: {source}"
     return f"total not verified: {ours:,} {unit} here, {theirs:,} published: {source}"
 
 

@@ -16,6 +16,8 @@ _KEYS = {
     "attention.value_length": "v_head_dim",
     "attention.kv_lora_rank": "kv_lora_rank",
     "attention.sliding_window_pattern": "sliding_window_pattern",
+    "attention.shared_kv_layers": "num_kv_shared_layers",
+    "full_attention_interval": "full_attention_interval",
     "rope.dimension_count": "rotary_dim",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -31,6 +33,7 @@ def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
             config[name] = value
     if metadata.get(f"{architecture}.attention.causal") is False:
         config["architectures"] = [f"{architecture} encoder"]
+        config.pop("num_key_value_heads", None)
     if config.get("kv_lora_rank"):
         config["qk_rope_head_dim"] = config.get("rotary_dim")
     if not metadata.get(f"{architecture}.attention.head_count") and metadata.get(f"{architecture}.ssm.state_size"):
@@ -38,6 +41,11 @@ def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     heads = config.get("num_key_value_heads")
     if isinstance(heads, list):  # one entry a layer; none where a state-space layer stands
         config["layer_types"] = ["full_attention" if count else "mamba" for count in heads]
+    pattern = config.get("sliding_window_pattern")
+    if isinstance(pattern, list):  # one entry a layer: true where it slides
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    if chunk := metadata.get(f"{architecture}.attention.chunk_size"):
+        config["unplaced_sliding_window"] = chunk
     window = metadata.get(f"{architecture}.attention.sliding_window")
     if window:
         # Which layers use it is in llama.cpp's code for most architectures, not in the file.

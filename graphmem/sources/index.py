@@ -53,7 +53,7 @@ def read_index(repository: Repository, path: str) -> Index:
                 f"{path}: tensor {tensor!r}: shard {shard!r} lies outside the checkpoint's folder: refused; "
                 "the index is corrupt or hostile"
             )
-        shards[tensor] = posixpath.join(folder, shard)
+        shards[tensor] = posixpath.normpath(posixpath.join(folder, shard))
     metadata = content.get("metadata")
     return Index(path, shards, metadata.get("total_size") if isinstance(metadata, dict) else None)
 

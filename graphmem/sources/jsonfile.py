@@ -20,7 +20,7 @@ def read_object(repository: Repository, path: str) -> dict[str, Any]:
     """
     data = read_text(repository, path)
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"), object_hook=_float)
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not UTF-8 text at byte {error.start}; download the file again") from error
     except (ValueError, RecursionError) as error:
@@ -28,4 +28,11 @@ def read_object(repository: Repository, path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not valid JSON ({where}); download the file again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}; check the file")
+    return value
+
+
+def _float(value: dict[str, Any]) -> Any:
+    """transformers 5 writes an infinity as ``{"__float__": "Infinity"}``."""
+    if len(value) == 1 and isinstance(text := value.get("__float__"), str):
+        return float(text)
     return value

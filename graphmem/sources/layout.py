@@ -7,7 +7,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,8 +31,6 @@ class Layout:
     format: Format
     files: tuple[str, ...] = ()
     index: str | None = None
-    #: Why this set and what was left out, for people; empty when there was nothing to choose.
-    choice: str = ""
 
 
 def choose(files: Mapping[str, int], folder: str = "") -> Layout:
@@ -43,14 +41,13 @@ def choose(files: Mapping[str, int], folder: str = "") -> Layout:
         folder: ``unet``, ``text_encoder`` … for a part of a pipeline.
     """
     here = [path for path in files if posixpath.dirname(path) == folder]
-    layout = (
+    return (
         _safetensors(here, files, folder)
         or _gguf(here, files)
         or _pickle(here, folder)
         or (_gguf(list(files), files) if not folder else None)
         or Layout("none")
     )
-    return _with_choice(layout, files, folder)
 
 
 def _safetensors(here: list[str], files: Mapping[str, int], folder: str) -> Layout | None:
@@ -107,29 +104,28 @@ def _largest_group(paths: Iterable[str], files: Mapping[str, int]) -> tuple[str,
     return tuple(sorted(best))
 
 
-def _with_choice(layout: Layout, files: Mapping[str, int], folder: str) -> Layout:
-    """State what was counted and what was not, if the folder holds more weights than the chosen set."""
-    chosen = set(layout.files)
-    shard_prefix = (
-        re.sub(r"\.index(\.\w+)?\.json$", "", layout.index or "").removesuffix(".safetensors").removesuffix(".bin")
-    )
+def missing_shards(files: Sequence[str]) -> tuple[str, ...]:
+    """Names that shards' own numbering (``-00001-of-00003``) says must be there and are not."""
+    shard = _SHARD.match(files[0]) if files else None
+    if shard is None:
+        return ()
+    count = int(shard["count"])
+    names = (f"{shard['stem']}-{number:05d}-of-{shard['count']}{shard['rest']}" for number in range(1, count + 1))
+    return tuple(name for name in names if name not in files)
+
+
+def leftovers(files: Mapping[str, int], counted: Sequence[str], folder: str = "") -> str:
+    """What was counted and what weights of the folder were not, for people; empty when there was nothing to choose."""
     prefix = f"{folder}/" if folder else ""
     others = [
         path
         for path in files
-        if path.startswith(prefix)
-        and path.endswith(_WEIGHTS)
-        and path not in chosen
-        and not (layout.index and path.startswith(shard_prefix) and _SHARD.match(path.replace(".bin", ".safetensors")))
-        and not _NOT_WEIGHTS.search(path)
+        if path.startswith(prefix) and path.endswith(_WEIGHTS) and path not in counted and not _NOT_WEIGHTS.search(path)
     ]
-    if not others or layout.format == "none":
-        return layout
-    counted = layout.index or (
-        layout.files[0] if len(layout.files) == 1 else f"{layout.files[0]} and {len(layout.files) - 1} more"
-    )
-    choice = f"counted {counted}; not counted, as other copies: {_summary(others, prefix)}"
-    return Layout(layout.format, layout.files, layout.index, choice)
+    if not others or not counted:
+        return ""
+    first = counted[0] if len(counted) == 1 else f"{counted[0]} and {len(counted) - 1} more"
+    return f"counted {first}; not counted: {_summary(others, prefix)}"
 
 
 def _summary(paths: list[str], prefix: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ def load(target: str | Path | torch.nn.Module, access: Access = Access()) -> Che
     try:
         path = Path(text).expanduser()
         if path.exists():
+            if access.revision is not None:
+                raise TargetError(
+                    f"{text} is here on disk, where there are no revisions; drop --revision, or give a Hub id"
+                )
             return _from_path(path, text, access)
     except OSError as error:
         raise TargetError(f"{text}: {error.strerror or error}; check the path and its permissions") from error
@@ -68,6 +73,10 @@ def load(target: str | Path | torch.nn.Module, access: Access = Access()) -> Che
 def _from_module(module: torch.nn.Module) -> Checkpoint:
     from graphmem.sources.module import spec_of_module
 
+    if isinstance(module, type):
+        raise TargetError(
+            f"{module.__name__} is a class; make one (under torch.device('meta') it takes no memory) and give that"
+        )
     if not callable(getattr(module, "named_parameters", None)):
         raise TargetError(f"{type(module).__name__} object: a target is a Hub id, a path, or a torch.nn.Module")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
@@ -99,13 +108,19 @@ def _from_repository(repository: Repository, target: str, access: Access) -> Che
     if is_pipeline(repository):
         sections = read_pipeline(repository, findings, access.progress)
     elif is_adapter(repository):
-        sections = read_adapter(
-            repository, findings, lambda base: load(base, Access(None, access.token, access.offline)), access.progress
-        )
+        sections = read_adapter(repository, findings, lambda base: _load_base(base, target, access), access.progress)
     else:
         dense = [read_model(repository, findings, folder, folder) for folder in dense_modules(repository)]
         sections = (read_model(repository, findings, progress=access.progress), *dense)
     return Checkpoint(target, repository.origin, sections, tuple(findings.notes), tuple(findings.warnings))
+
+
+def _load_base(base: str, adapter: str, access: Access) -> Checkpoint:
+    """The model an adapter names, which must not be an adapter itself: those could name each other for ever."""
+    path = Path(base).expanduser()
+    if base == adapter or (path / "adapter_config.json").is_file():
+        raise TargetError(f"{base} is an adapter itself; merge it into its base first")
+    return load(base, Access(None, access.token, access.offline))
 
 
 def _from_hub(repo_id: str, access: Access, file: str | None) -> Checkpoint:
@@ -153,8 +168,12 @@ def _without_hub(
                 raise TargetError(f"{repo_id}: {why}, and the Hub cache's copy cannot answer: {error}") from error
     if known is not None:
         return read_catalog(known, why)
-    near = [id for id in catalog_ids() if repo_id.rsplit("/", maxsplit=1)[-1].lower()[:6] in id.lower()]
-    hint = f"; the catalog has {_some(near)}" if near else ""
+    if find(repo_id) and (access.revision or file):
+        raise TargetError(
+            f"{repo_id}: {why}, and the built-in catalog has no revisions or files; drop them for its entry"
+        )
+    near = difflib.get_close_matches(repo_id, catalog_ids(), n=3, cutoff=0.8)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise TargetError(f"{repo_id}: {why}, and neither the Hub cache nor the built-in catalog has it{hint}")
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from graphmem.checkpoint import ModelSpec, TensorSpec
+from graphmem.config import text_config
 from graphmem.errors import CheckpointError, MissingExtraError, TargetError, UnsupportedError
 from graphmem.sources.gguf_config import config_of
 from graphmem.sources.gguf_header import read_gguf
 from graphmem.sources.index import Index, read_index, total_size_warning
 from graphmem.sources.jsonfile import read_object
-from graphmem.sources.layout import Layout, choose
+from graphmem.sources.layout import Layout, choose, leftovers, missing_shards
 from graphmem.sources.repository import Progress, Repository, map_concurrently
 from graphmem.sources.safetensors_header import read_header
 
 #: A header entry is the tensor's name and about this much JSON around it.
 _ENTRY_BYTES = 96
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Findings:
 
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    #: Files whose tensors were counted.
+    counted: list[str] = field(default_factory=list)
 
 
 def read_model(
@@ -41,35 +45,40 @@ def read_model(
     """
     layout = choose(repository.files, folder)
     config = _config(repository, folder)
-    if layout.choice:
-        findings.notes.append(layout.choice)
     if layout.format == "gguf":
-        return _read_gguf(repository, layout, name)
-    if layout.format == "pickle":
-        return _read_pickle(repository, layout, config, name, findings)
-    if layout.format == "none":
-        return _from_config(repository, folder, config, name, findings)
-    return _read_safetensors(repository, layout, config, name, findings, progress)
+        spec = _read_gguf(repository, layout, name, findings)
+    elif layout.format == "pickle":
+        spec = _read_pickle(repository, layout, config, name, findings)
+    elif layout.format == "none":
+        spec = _from_config(repository, folder, config, name, findings)
+    else:
+        spec = _read_safetensors(repository, layout, config, name, findings, progress)
+    if left := leftovers(repository.files, findings.counted, folder):
+        findings.notes.append(left)
+    return spec
 
 
 def read_file(repository: Repository, path: str, findings: Findings) -> ModelSpec:
     """One named weight file (or index) of a repository, with the config beside it."""
     folder = posixpath.dirname(path)
-    config = _config(repository, folder)
+    if path.endswith(_PICKLES):
+        raise TargetError(
+            f"{path}: a pickle, which graphmem never opens; point at its folder: shapes then come from the config"
+        )
     if path.endswith(".gguf"):
-        return _read_gguf(repository, Layout("gguf", (path,)), "")
+        return _read_gguf(repository, Layout("gguf", (path,)), "", findings)
+    if path.endswith(".json") and not path.endswith(".index.json"):
+        return _from_config(repository, folder, read_object(repository, path), "", findings)
+    if not path.endswith((".safetensors", ".safetensors.index.json", ".bin.index.json")):
+        raise TargetError(
+            f"{path}: graphmem reads .safetensors, .gguf, *.safetensors.index.json, *.bin.index.json and config.json"
+        )
+    config = _config(repository, folder)
     if path.endswith(".safetensors"):
         return ModelSpec(tuple(read_header(repository, path)), config)
     if path.endswith(".safetensors.index.json"):
         return _read_safetensors(repository, Layout("safetensors", (), path), config, "", findings, None)
-    if path.endswith(".bin.index.json"):
-        return _read_pickle(repository, Layout("pickle", (), path), config, "", findings)
-    if path.endswith(".json"):
-        return _from_config(repository, folder, read_object(repository, path), "", findings)
-    raise TargetError(
-        f"{path}: graphmem reads .safetensors, .gguf, *.safetensors.index.json, *.bin.index.json and config.json; "
-        "pickles (.bin, .pt, .ckpt) are never opened: point at the folder instead"
-    )
+    return _read_pickle(repository, Layout("pickle", (), path), config, "", findings)
 
 
 def _config(repository: Repository, folder: str) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def _config(repository: Repository, folder: str) -> dict[str, Any]:
     path = posixpath.join(folder, "config.json")
     if path in repository.files:
         config = read_object(repository, path)
-    if "quantization_config" in config or "quantization_config" in config.get("text_config", {}):
+    if "quantization_config" in config or "quantization_config" in text_config(config):
         return config
     modelopt, autogptq = (posixpath.join(folder, name) for name in ("hf_quant_config.json", "quantize_config.json"))
     if modelopt in repository.files:
@@ -99,19 +108,16 @@ def _read_safetensors(
 ) -> ModelSpec:
     index = read_index(repository, layout.index) if layout.index else None
     files = index.files if index else layout.files
-    missing = [path for path in files if path not in repository.files]
+    missing = [path for path in files if path not in repository.files] if index else missing_shards(files)
     if index and len(missing) == len(files):  # the index alone, as people commit it: shapes come from the model's code
         return _from_index(index, config, name, findings)
-    if missing:
-        raise CheckpointError(
-            f"{layout.index}: shard {missing[0]!r} is missing{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}; "
-            "download it, or the whole checkpoint, again"
-        )
+    _refuse_missing(missing, layout.index or files[0])
     expected = _header_sizes(index) if index else {}
     headers = map_concurrently(
         lambda path: read_header(repository, path, expected.get(path, 0)), files, repository.workers, progress
     )
     tensors = _merge(headers)
+    findings.counted.extend(files)
     if index:
         _compare_with_index(index, tensors, findings)
     return ModelSpec(tuple(tensors.values()), config, name)
@@ -150,7 +156,17 @@ def _compare_with_index(index: Index, tensors: Mapping[str, TensorSpec], finding
         )
 
 
-def _read_gguf(repository: Repository, layout: Layout, name: str) -> ModelSpec:
+def _refuse_missing(missing: Sequence[str], file: str) -> None:
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{file}: shard {missing[0]!r} is missing{more}; download it, or the whole checkpoint, again"
+        )
+
+
+def _read_gguf(repository: Repository, layout: Layout, name: str, findings: Findings) -> ModelSpec:
+    _refuse_missing(missing_shards(layout.files), layout.files[0])
+    findings.counted.extend(layout.files)
     parts = map_concurrently(lambda path: read_gguf(repository, path), layout.files, repository.workers)
     tensors = _merge([tensors for _, tensors in parts])
     return ModelSpec(tuple(tensors.values()), config_of(parts[0][0]), name)
@@ -162,6 +178,9 @@ def _read_pickle(
     if layout.index:
         return _from_index(read_index(repository, layout.index), config, name, findings)
     path = layout.files[0]
+    if posixpath.basename(path).startswith("adapter_model"):
+        raise UnsupportedError(f"{path}: the adapter is a pickle, which graphmem never opens; save it as safetensors")
+    findings.counted.append(path)
     findings.notes.append(
         f"{path}: a pickle, never opened ({repository.files[path]:,} bytes on disk); shapes come from building the model"
     )

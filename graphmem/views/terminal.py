@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table as Grid
 from rich.text import Text
 
-from graphmem.report import Report, Section, Table
+from graphmem.report import Report, Row, Section, Table
 from graphmem.views.cells import cell_text, figure_text
 
 
@@ -57,19 +58,32 @@ def _table(console: Console, table: Table, explain: bool) -> None:
     title.append(f"  [{table.basis}]", style="dim")
     console.print(title)
     if table.rows:
-        grid = _grid(table)
-        if (
-            Measurement.get(console, console.options, grid).minimum > console.width
-            or _least_width(table) > console.width
-        ):
-            _list(console, table)
+        fitting = table if _fits(table, console) else _without_detail(table)
+        if _fits(fitting, console):
+            console.print(_grid(fitting))
         else:
-            console.print(grid)
+            _list(console, table)
     for note in table.notes:
         console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     if explain:
         for line in table.explain:
             console.print(Text(f"    = {line}", style="dim"), soft_wrap=True)
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether the table can be printed with every number whole and text folded to no less than sixteen columns."""
+    grid = _grid(table)
+    return max(Measurement.get(console, console.options, grid).minimum, _least_width(table)) <= console.width
+
+
+def _without_detail(table: Table) -> Table:
+    keep = [position for position, column in enumerate(table.columns) if not column.detail]
+
+    def pick(row: Row) -> Row:
+        return tuple(row[position] for position in keep)
+
+    total = pick(table.total) if table.total else None
+    return replace(table, columns=tuple(table.columns[p] for p in keep), rows=tuple(map(pick, table.rows)), total=total)
 
 
 def _grid(table: Table) -> Grid:
@@ -91,7 +105,6 @@ def _grid(table: Table) -> Grid:
 
 
 def _least_width(table: Table) -> int:
-    """Columns the table needs with every number whole and text folded to no less than sixteen."""
     width = 0
     for position, column in enumerate(table.columns):
         cells = [cell_text(row[position], column) for row in (*table.rows, *([table.total] if table.total else []))]
