@@ -13,6 +13,7 @@ import pytest
 
 import graphmem
 from graphmem.sources.catalog import catalog_ids
+from graphmem.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
@@ -59,6 +60,29 @@ def test_the_readme_counts_the_catalog_rightly() -> None:
         r"catalog of (\d+) models", (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
     )
     assert set(counts) == {str(len(catalog_ids()))}
+
+
+def _catalog_page() -> str:
+    lines = [
+        "# Catalog",
+        "",
+        f"The {len(catalog_ids())} models that graphmem knows without a network (`--offline`, or when the Hub cannot be reached), with what their totals were held against.",
+        "",
+        "| model | parameters | stored | |",
+        "|:--|--:|--:|:--|",
+    ]
+    for id in catalog_ids():
+        report = graphmem.inspect(id, offline=True)
+        notes = "; ".join(report.notes).replace("|", "/")
+        lines.append(f"| {id} | {report['parameters']:,} | {format_bytes(report['bytes'])} | {notes} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_catalog_page_lists_the_catalog(overwrite: bool) -> None:
+    page = ROOT / "docs" / "catalog.md"
+    if overwrite:
+        page.write_text(_catalog_page())
+    assert page.read_text() == _catalog_page()
 
 
 def test_the_json_page_names_every_figure_and_table() -> None:

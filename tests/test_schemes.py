@@ -26,62 +26,54 @@ def _load(config: dict, scheme: Scheme) -> tuple[Loaded, Linears]:  # type: igno
     return load_with(scheme, linears), linears
 
 
-def _config(shared_models: Path, name: str) -> dict:  # type: ignore[type-arg]
-    config = json.loads((shared_models / name / "config.json").read_text())
-    config.pop("quantization_config", None)
-    return config
+#: Figures of checkpoints that quantizing tools wrote; see fixtures/README.md.
+WRITTEN = json.loads((Path(__file__).resolve().parents[1] / "fixtures" / "quantized_checkpoints.json").read_text())[
+    "checkpoints"
+]
 
 
-def _total_size(shared_models: Path, name: str) -> int:
-    return json.loads((shared_models / name / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
-
-
-def _file_size(shared_models: Path, name: str) -> int:
-    return next(iter(json.loads((shared_models / name / "lfs_sizes.json").read_text()).values()))["size"]
-
-
-def test_llm_int8(shared_models: Path) -> None:
-    name = "finetune__Llama-3.1-8B-bnb-int8"
-    loaded, linears = _load(_config(shared_models, name), BY_KEY["llm-int8"])
+def test_llm_int8() -> None:
+    name = "Llama-3.1-8B-bnb-int8"
+    loaded, linears = _load(WRITTEN[name]["config"], BY_KEY["llm-int8"])
     assert sum(linears.shapes.values()) == 224
-    assert loaded.total + sum(linears.shapes.values()) == _total_size(
-        shared_models, name
+    assert (
+        loaded.total + sum(linears.shapes.values()) == WRITTEN[name]["total_size"]
     )  # saved with one byte each for the weight format
 
 
-def test_nf4_with_double_quantization(shared_models: Path) -> None:
-    name = "finetune__Llama-2-13B-bnb-nf4"
-    loaded, linears = _load(_config(shared_models, name), BY_KEY["nf4-double"])
+def test_nf4_with_double_quantization() -> None:
+    name = "Llama-2-13B-bnb-nf4"
+    loaded, linears = _load(WRITTEN[name]["config"], BY_KEY["nf4-double"])
     assert sum(linears.shapes.values()) == 280
     # On disk the nested offset is a number in a JSON text of some 170 bytes; in memory it is a float.
-    texts = _total_size(shared_models, name) - (loaded.total - 4 * sum(linears.shapes.values()))
+    texts = WRITTEN[name]["total_size"] - (loaded.total - 4 * sum(linears.shapes.values()))
     assert 165 * sum(linears.shapes.values()) < texts < 180 * sum(linears.shapes.values())
 
 
-def test_gptq_4_bit_groups_of_128(shared_models: Path) -> None:
-    name = "TheBloke__WizardCoder-15B-1.0-GPTQ"
-    config = _config(shared_models, name)
+def test_gptq_4_bit_groups_of_128() -> None:
+    name = "WizardCoder-15B-1.0-GPTQ"
+    config = WRITTEN[name]["config"]
     loaded, linears = _load(config, BY_KEY["gptq-4"])
     assert sum(linears.shapes.values()) == 160
     head_saved_though_tied = config["vocab_size"] * config["n_embd"] * 2
-    header = _file_size(shared_models, name) - loaded.total - head_saved_though_tied
+    header = WRITTEN[name]["file_size"] - loaded.total - head_saved_though_tied
     assert 0 < header < 200 * 1100
 
 
-def test_gptq_3_bit_one_group(shared_models: Path) -> None:
-    name = "budecosystem__Genz-70b-GPTQ"
-    loaded, linears = _load(_config(shared_models, name), Scheme("", "", gptq(3, -1), ""))
+def test_gptq_3_bit_one_group() -> None:
+    name = "Genz-70b-GPTQ"
+    loaded, linears = _load(WRITTEN[name]["config"], Scheme("", "", gptq(3, -1), ""))
     assert sum(linears.shapes.values()) == 560
     zero_biases = 2 * sum(
         count * out for (out, _), count in linears.shapes.items()
     )  # AutoGPTQ saves a bias even where the model has none
-    header = _file_size(shared_models, name) - loaded.total - zero_biases
+    header = WRITTEN[name]["file_size"] - loaded.total - zero_biases
     assert 0 < header < 150 * 3100
 
 
-def test_mxfp4_experts(shared_models: Path) -> None:
-    name = "openai__gpt-oss-20b"
-    config = {**_config(shared_models, name), "torch_dtype": "bfloat16"}
+def test_mxfp4_experts() -> None:
+    name = "gpt-oss-20b"
+    config = {**WRITTEN[name]["config"], "torch_dtype": "bfloat16"}
     experts = 24 * 32 * (2 * 2880 * 2880 + 2880 * 2880)
     parts = BY_KEY["mxfp4"].layout(2880, 2880)
     per_weight = sum(part.nbytes for part in parts) / (2880 * 2880)
@@ -90,7 +82,7 @@ def test_mxfp4_experts(shared_models: Path) -> None:
         for t in checkpoint_tensors(build_model(config))
         if not t.name.endswith(("experts.gate_up_proj", "experts.down_proj"))
     )
-    assert others + experts * per_weight == _total_size(shared_models, name)
+    assert others + experts * per_weight == WRITTEN[name]["total_size"]
 
 
 @pytest.mark.parametrize("key", [scheme.key for scheme in SCHEMES])

@@ -73,7 +73,7 @@ def markdown(table: list[Row]) -> str:
         "# Totals\n",
         "Checkpoints whose genuine config.json and index are at hand: each is built from its config on the meta device, its tensors",
         "are matched to the index's names, and their bytes are held against the total its publisher recorded.",
-        "`python -m tests.totals` prints this page.\n",
+        "`python -m tests.totals` prints this page, where those files (others' work, not in this repository) lie beside the checkout.\n",
         f"{exact} of {len(table)} are exact to the byte. Most others need code from their own repository, which graphmem does not run.",
         "",
         "| checkpoint | index says | counted | |",
@@ -89,4 +89,9 @@ def markdown(table: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(rows(Path(__file__).resolve().parents[2] / "shared" / "models")))
+    folder = Path(__file__).resolve().parents[2] / "shared" / "models"
+    if not folder.is_dir():
+        raise SystemExit(
+            f"{folder} is not there: this page needs configs and indexes of others, which are not in the repository"
+        )
+    print(markdown(rows(folder)), end="")
