@@ -121,6 +121,27 @@ LABELLED: dict[str, list[tuple[str, tuple[int, ...], str]]] = {
         ("transformer_blocks.0.norm1.linear.weight", (384, 64), "other"),
         ("time_text_embed.timestep_embedder.linear_1.weight", (64, 32), "embedding"),
     ],
+    "resnet": [
+        ("resnet.encoder.stages.0.layers.0.layer.0.convolution.weight", (64, 64, 3, 3), "convolution"),
+        ("resnet.encoder.stages.0.layers.0.layer.0.normalization.weight", (64,), "norm"),
+        ("resnet.encoder.stages.0.layers.0.shortcut.convolution.weight", (64, 64, 1, 1), "convolution"),
+        ("classifier.1.weight", (10, 64), "head"),
+    ],
+    "conformer": [
+        ("encoder.layers.0.conv_module.pointwise_conv1.weight", (128, 64, 1), "convolution"),
+        ("encoder.layers.0.feed_forward_macaron.conv1.weight", (128, 64, 1), "mlp"),
+        ("encoder.layers.0.self_attn.linear_q.weight", (64, 64), "attention"),
+    ],
+    "xlm": [
+        ("transformer.attentions.0.q_lin.weight", (64, 64), "attention"),
+        ("transformer.attentions.0.out_lin.weight", (64, 64), "attention"),
+        ("transformer.ffns.0.lin1.weight", (256, 64), "mlp"),
+    ],
+    "recurrent-gemma": [
+        ("model.layers.0.temporal_block.linear_y.weight", (64, 64), "ssm"),
+        ("model.layers.0.temporal_block.rg_lru.input_gate_weight", (4, 16, 16), "ssm"),
+        ("model.layers.2.temporal_block.q_proj.weight", (64, 64), "attention"),
+    ],
     "granite-moe": [
         ("model.layers.0.block_sparse_moe.input_linear.weight", (8, 128, 64), "experts"),
         ("model.layers.0.block_sparse_moe.router.layer.weight", (8, 64), "router"),

@@ -23,6 +23,7 @@ Component = Literal[
     "shared experts",
     "router",
     "ssm",
+    "convolution",
     "norm",
     "head",
     "vision tower",
@@ -40,6 +41,7 @@ COMPONENTS: tuple[Component, ...] = (
     "experts",
     "shared experts",
     "router",
+    "convolution",
     "norm",
     "vision tower",
     "audio tower",
@@ -53,18 +55,37 @@ _AUDIO = {"audio", "speech"}
 _TOWER = {"tower", "model", "encoder", "backbone", "trunk"}
 _PROJECTOR = {"projector", "merger", "resampler", "connector", "aligner", "adaptor"}
 
-_NORM = {"norm", "layernorm", "rmsnorm", "groupnorm", "batchnorm", "ln", "bn"}
-_ATTENTION = {"attn", "attention", "selfattention", "crossattention", "encdecattention", "mha", "xattn"}
-_MLP = {"mlp", "ffn", "ff", "feedforward", "densereludense", "intermediate"}
+_NORM = {"norm", "layernorm", "rmsnorm", "groupnorm", "batchnorm", "normalization", "ln", "bn"}
+_ATTENTION = {
+    "attn", "attention", "attentions", "selfattention", "crossattention", "encdecattention", "localselfattention",
+    "transientglobalselfattention", "mha", "xattn",
+}  # fmt: skip
+_MLP = {"mlp", "ffn", "ff", "ffw", "feedforward", "densereludense", "intermediate"}
+_CONVOLUTION = {
+    "conv",
+    "convolution",
+    "convolutions",
+    "convs",
+    "pwconv",
+    "dwconv",
+    "convtr",
+    "conv1d",
+    "conv2d",
+    "downsample",
+    "upsampler",
+}
 _EMBEDDING = {"embed", "embedding", "embeddings", "embedder", "embd", "wte", "wpe"}
-_SSM = {"mamba", "ssm", "mamba2", "rwkv"}
+_SSM = {"mamba", "ssm", "mamba2", "rwkv", "mlstm", "slstm"}
+
+#: Kernels are no wider than this; stacked matrices are.
+_WIDEST_KERNEL = 31
 
 #: Names that stand for one role wherever they come.
 _ROLE_OF_NAME: dict[str, Component] = {
     **dict.fromkeys(("router", "shared_expert_gate", "ffn_gate_inp"), "router"),
     **dict.fromkeys(("linear_attn", "time_mix", "time_mixer", "kda", "short_conv"), "ssm"),
     **dict.fromkeys(
-        ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "wqkv", "c_attn", "query", "key", "value", "to_q", "to_k", "to_v"),
+        ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "wqkv", "c_attn", "query", "key", "value", "to_q", "to_k", "to_v", "q_lin", "k_lin", "v_lin"),
         "attention",
     ),
     **dict.fromkeys(("in_proj_weight", "in_proj_bias"), "attention"),
@@ -84,7 +105,7 @@ _HEAD = {
 }  # fmt: skip
 
 #: Children only a state-space or linear-attention mixer has.
-_SSM_CHILDREN = {"A_log", "dt_bias", "dt_proj", "x_proj", "time_decay", "in_proj_qkvz"}
+_SSM_CHILDREN = {"A_log", "dt_bias", "dt_proj", "x_proj", "time_decay", "in_proj_qkvz", "rg_lru"}
 
 _EXPERTS = {"experts", "exps"}
 _SHARED_EXPERTS = {"shared_expert", "shared_experts", "share_expert", "shared_mlp", "shexp"}
@@ -113,12 +134,19 @@ class _Tree:
     def __init__(self, tensors: Sequence[TensorSpec]) -> None:
         self.children: dict[str, set[str]] = {}
         self._widest: dict[str, int] = {}
+        self._kernels: set[str] = set()
         for tensor in tensors:
             parts = tensor.name.split(".")
             for depth in range(len(parts)):
                 self.children.setdefault(".".join(parts[:depth]), set()).add(parts[depth])
             dims = sum(1 for dim in tensor.shape if dim != 1)
             self._widest[tensor.module] = max(dims, self._widest.get(tensor.module, 0))
+            if len(tensor.shape) >= 3 and tensor.shape[-1] <= _WIDEST_KERNEL:
+                self._kernels.add(tensor.module)
+
+    def has_kernel(self, module: str) -> bool:
+        """Whether the module owns a tensor shaped like a convolution's weight: [out, in, kernel …]."""
+        return module in self._kernels
 
     def owns_vectors_only(self, module: str) -> bool:
         return self._widest.get(module, 0) <= 1
@@ -163,10 +191,13 @@ def _role(tensor: TensorSpec, tree: _Tree) -> Component:
     if _in_state_space(modules, words, tree):
         return "ssm"
     role = _innermost(tensor, modules, parameter, tree)
-    # Experts that are stacked in one tensor [experts, out, in] need no module of that name.
-    if len(tensor.shape) == 3 and (role == "mlp" or (role == "other" and _beside_router(modules, tree))):
-        return "experts"
-    return role
+    return "experts" if _stacks_experts(tensor, modules, role, tree) else role
+
+
+def _stacks_experts(tensor: TensorSpec, modules: Sequence[str], role: Component, tree: _Tree) -> bool:
+    """Experts stacked in one tensor [experts, out, in] need no module of that name; a kernel is narrower than a matrix."""
+    stacked = len(tensor.shape) == 3 and tensor.shape[-1] > _WIDEST_KERNEL
+    return stacked and (role == "mlp" or (role in ("other", "convolution") and _beside_router(modules, tree)))
 
 
 def _beside_router(modules: Sequence[str], tree: _Tree) -> bool:
@@ -206,7 +237,7 @@ def _in_state_space(modules: Sequence[str], words: set[str], tree: _Tree) -> boo
 
 def _innermost(tensor: TensorSpec, modules: Sequence[str], parameter: str, tree: _Tree) -> Component:
     """Walk outwards from the tensor; the first part of the path that has a role decides."""
-    in_layer = any(part.isdigit() for part in modules)
+    in_layer = any(part.isdigit() for part in modules[:-1])  # a number that comes last is a place in an nn.Sequential
     if any(cls == "Embedding" for cls in tensor.module_classes) and not in_layer:
         return "embedding"
     parts = [*modules, parameter]
@@ -220,7 +251,7 @@ def _innermost(tensor: TensorSpec, modules: Sequence[str], parameter: str, tree:
         words = _words(part)
         if words & _ATTENTION:
             return "attention"
-        if words & _MLP:
+        if words & _MLP or {"feed", "forward"} <= words:
             return "mlp"
         if words & _EMBEDDING:
             return "embedding"
@@ -229,7 +260,16 @@ def _innermost(tensor: TensorSpec, modules: Sequence[str], parameter: str, tree:
             return "mlp"
         if not part.isdigit() and (role := _by_children(tree.children.get(".".join(parts[: depth + 1]), set()))):
             return role
-    return "other"
+    if "head" in _words(modules[0] if modules else "") and not in_layer:
+        return "head"
+    return "convolution" if _convolves(tensor, modules, tree) else "other"
+
+
+def _convolves(tensor: TensorSpec, modules: Sequence[str], tree: _Tree) -> bool:
+    """A convolution by class, by its weight's kernel dimensions, or by name (a 1 × 1 kernel may be stored flat)."""
+    by_class = any(cls.lstrip("_").startswith("Conv") and cls != "Conv1D" for cls in tensor.module_classes)
+    named = any(_words(part) & _CONVOLUTION for part in modules[-2:])
+    return by_class or named or tree.has_kernel(tensor.module)
 
 
 def _by_children(children: set[str]) -> Component | None:
