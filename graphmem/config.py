@@ -25,6 +25,15 @@ def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
+#: How transformers names classes that write tokens one by one.
+_WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq")
+
+
+def writes_tokens(config: Mapping[str, Any]) -> bool:
+    """Whether a class the config names writes tokens, so that it has an output head and keeps a cache."""
+    return any(name.endswith(_WRITERS) for name in architectures(config))
+
+
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``config`` with ``defaults`` put where the language model's keys are; what the config says itself stays."""
     for key in ("text_config", "llm_config", "language_config"):

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphmem.config import architectures, text_config
+from graphmem.config import architectures, text_config, writes_tokens
 from graphmem.inference.layer_kinds import CHUNKED, HEAD_KEYS, NOTHING, SLIDING, STATE, NotWhole, layer_kinds, whole
 
-_GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSpeechSeq2Seq", "ForCausalLMWithValueHead")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 _HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "n_embed")
 #: No model comes near this; a config that says more is wrong.
@@ -122,7 +121,7 @@ def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
     if config.get("_class_name"):
         return NoCache(f"{config['_class_name']} generates no tokens, so it keeps no cache")
     names = architectures(config)
-    generates = any(name.endswith(_GENERATIVE) for name in names) or config.get("is_encoder_decoder")
+    generates = writes_tokens(config) or config.get("is_encoder_decoder")
     if names and not generates and not any(key in text for key in _KV_HEAD_KEYS):
         return NoCache(f"{names[0]} generates no tokens, so it keeps no cache")
     if unknown := next((key for key in _UNKNOWN_KEYS if text.get(key)), None):

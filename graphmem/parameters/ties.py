@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from graphmem.checkpoint import ModelSpec
-from graphmem.config import architectures, text_config
+from graphmem.config import architectures, text_config, writes_tokens
 from graphmem.parameters.roles import Component
 from graphmem.parameters.stored import StoredTensor
 
@@ -18,7 +18,6 @@ _TOKEN_TABLES = {
     "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "token_embd", "embed_in", "shared", "word_embedding", "embedding",
     "embeddings", "tokens_embed",
 }  # fmt: skip
-_GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def find_ties(spec: ModelSpec, tensors: Sequence[StoredTensor], roles: Mapping[s
     if twins:
         return (Tie(table.spec.name, tuple(t.spec.name for t in twins), table.parameters, stored_again=True),)
     heads = [t for t in tensors if roles[t.spec.name] == "head" and len(t.spec.shape) == 2]
-    if not heads and _writes_tokens(spec):
+    if not heads and _has_a_head(spec):
         return (Tie(table.spec.name, ("the output head",), table.parameters),)
     return ()
 
@@ -76,11 +75,10 @@ def _is_tied(spec: ModelSpec, twin: StoredTensor) -> bool:
     return said is True
 
 
-def _writes_tokens(spec: ModelSpec) -> bool:
+def _has_a_head(spec: ModelSpec) -> bool:
     text = text_config(spec.config)
     if spec.config.get("tie_word_embeddings", text.get("tie_word_embeddings")) is False:
         return False
-    names = architectures(spec.config)
     if "gguf" in spec.config:
-        return not names  # named only for encoders, which write no tokens
-    return any(name.endswith(_GENERATIVE) for name in names)
+        return not architectures(spec.config)  # named only for encoders, which write no tokens
+    return writes_tokens(spec.config)
