@@ -14,10 +14,8 @@ from graphmem.parameters.roles import Component
 from graphmem.parameters.schemes import Scheme
 from graphmem.parameters.stored import StoredTensor
 
-#: Components whose 2-D weights are linear layers that loaders quantize.
-_QUANTIZED: frozenset[Component] = frozenset(
-    ("attention", "ssm", "mlp", "experts", "shared experts", "vision tower", "audio tower", "projector")
-)
+#: Components whose matrices loaders leave alone. Any other matrix called ``weight`` is a linear layer's.
+_KEPT: frozenset[Component] = frozenset(("embedding", "head", "router", "norm", "convolution"))
 _TABLES = ("embedding", "embeddings", "embed_tokens", "relative_attention_bias", "position_embedding")
 
 
@@ -105,6 +103,6 @@ def linear_shapes(tensor: StoredTensor, role: Component) -> tuple[int, int, int]
         linear = "Linear" in spec.module_classes or "Conv1D" in spec.module_classes
         return (1, *spec.shape) if linear and spec.name.endswith(".weight") and role not in ("head", "router") else None
     leaf = spec.module.rpartition(".")[2]
-    if role not in _QUANTIZED or not spec.name.endswith(".weight") or leaf in _TABLES:
+    if role in _KEPT or not spec.name.endswith(".weight") or leaf in _TABLES:
         return None
     return 1, spec.shape[0], spec.shape[1]

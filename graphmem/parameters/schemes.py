@@ -156,7 +156,7 @@ SCHEMES: tuple[Scheme, ...] = (
     Scheme("nf4", "bitsandbytes NF4", _nf4, "Dettmers et al. 2023 (QLoRA); blocks of 64"),
     Scheme(
         "nf4-double",
-        "bitsandbytes NF4, double quantization",
+        "bitsandbytes NF4, double",
         _nf4_double,
         "Dettmers et al. 2023, §3; blocks of 64 and 256",
     ),

@@ -30,17 +30,17 @@ class Recipe:
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "fp32",
-        "fp32, or AMP autocast over fp32 weights",
+        "fp32, or AMP autocast",
         4,
         4,
         0,
         8,
         "torch.amp: weights, gradients and states stay fp32",
     ),
-    Recipe("mixed", "mixed, fp32 master weights", 2, 2, 4, 8, "ZeRO (Rajbhandari et al. 2020) §3.1: 2 + 2 + K = 12"),
+    Recipe("mixed", "mixed, fp32 master", 2, 2, 4, 8, "ZeRO (Rajbhandari et al. 2020) §3.1: 2 + 2 + K = 12"),
     Recipe(
         "mixed-fp32-grads",
-        "mixed, fp32 gradients too",
+        "mixed, fp32 gradients",
         2,
         4,
         4,
@@ -49,7 +49,7 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe(
         "bf16-fp32-states",
-        "bf16 weights, fp32 states",
+        "bf16, fp32 states",
         2,
         2,
         0,
@@ -59,7 +59,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("bf16", "pure bf16/fp16", 2, 2, 0, 4, "torch.optim.AdamW on a 16-bit model: states take the weights' dtype"),
     Recipe(
         "bf16-adam8bit",
-        "bf16 weights, 8-bit AdamW",
+        "bf16, 8-bit AdamW",
         2,
         2,
         0,
