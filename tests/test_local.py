@@ -322,3 +322,11 @@ def test_ties_are_not_made_of_equal_shapes(tmp_path: Path) -> None:
         "model.safetensors": safetensors_file([tensor("model.embed_tokens.weight", 256, 64)]),
     }
     assert "ties" not in [table.key for table in graphmem.inspect(write_all(tmp_path / "b", files)).sections[0].tables]
+
+
+def test_a_quantized_config_alone_says_what_is_counted(tmp_path: Path) -> None:
+    config = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "fp8"}}
+    report = graphmem.inspect(write_all(tmp_path, {"config.json": config_bytes(config)}))
+    assert report.warnings == (
+        "config.json: the weights are stored quantized (fp8); without their headers they are counted in bfloat16",
+    )

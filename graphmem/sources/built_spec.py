@@ -15,7 +15,7 @@ from graphmem.checkpoint import ModelSpec, TensorSpec
 from graphmem.config import architectures, named_dtype, with_defaults
 from graphmem.dtypes import SAFETENSORS, DType, from_torch
 from graphmem.errors import UnsupportedError
-from graphmem.parameters.stored_schemes import layout_of
+from graphmem.parameters.stored_schemes import layout_of, quantization_of
 from graphmem.sources.build import build_model, class_defaults, stored_dtype
 from graphmem.sources.index import Index
 from graphmem.sources.module import spec_of_module
@@ -47,6 +47,12 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
             f"{file}: names {named[0]}, which transformers lacks; built {built} instead, which may differ"
         )
     stored, ties = _checkpoint_tensors(model)
+    if quantization := quantization_of(config):
+        method = quantization.get("quant_method", "an unnamed method")
+        if index is None or layout_of(config) is None:
+            findings.warnings.append(
+                f"{file}: the weights are stored quantized ({method}); without their headers they are counted in {stored_dtype(config)}"
+            )
     if index is None:
         return ModelSpec(
             tuple(stored.values()), with_defaults(config, class_defaults(config, model)), name, "built", ties
