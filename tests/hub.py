@@ -53,6 +53,10 @@ class Hub:
     requests: list[Request] = field(default_factory=list)
     url: str = ""
     storage: str = ""
+    #: Requests being answered now, and the most there ever were.
+    in_flight: int = 0
+    most_in_flight: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, repo_id: str, files: Mapping[str, bytes | SparseFile], **behaviour: Any) -> str:
         self.repos[repo_id] = Repo(files, **behaviour)
@@ -94,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.headers.get("Host", ""), parts.path, self.headers.get("Authorization"), self.headers.get("Range")
         )
         self.hub.requests.append(self._seen)
+        with self.hub.lock:
+            self.hub.in_flight += 1
+            self.hub.most_in_flight = max(self.hub.most_in_flight, self.hub.in_flight)
         path = unquote(parts.path)
         try:
             if match := re.match(r"^/api/models/(?P<id>[^/]+/[^/]+)(/revision/(?P<rev>[^/]+))?$", path):
@@ -108,6 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._error(404, "RepoNotFound", "no such page")
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+        finally:
+            with self.hub.lock:
+                self.hub.in_flight -= 1
 
     def _repo(self, repo_id: str, revision: str) -> Repo | None:
         repo = self.hub.repos.get(repo_id)

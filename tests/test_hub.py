@@ -42,12 +42,9 @@ def test_a_large_file_is_read_by_its_header_only(hub: Hub) -> None:
 
 
 def test_shards_are_read_at_once_not_in_a_row(hub: Hub) -> None:
-    report = graphmem.inspect(_llama(hub, shards=19, latency=0.05))
-    assert report["parameters"] == LLAMA_PARAMETERS
-    started = time.monotonic()
-    graphmem.inspect("org/llama")
-    # 19 shards × 2 hops × 50 ms is 1.9 s in a row; the bound is loose because machines are shared.
-    assert time.monotonic() - started < 1.5
+    hub.most_in_flight = 0
+    assert graphmem.inspect(_llama(hub, shards=19, latency=0.1))["parameters"] == LLAMA_PARAMETERS
+    assert hub.most_in_flight >= 10
 
 
 def test_the_token_goes_to_the_hub_and_not_to_the_storage_host(hub: Hub) -> None:
