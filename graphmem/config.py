@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+#: Where multimodal configs keep the language model's part.
+_LANGUAGE_KEYS = ("text_config", "llm_config", "language_config", "language_model_config")
+
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a config: nested in multimodal ones, the config itself otherwise."""
-    for key in ("text_config", "llm_config", "language_config", "language_model_config"):
+    for key in _LANGUAGE_KEYS:
         inner = config.get(key)
         if isinstance(inner, Mapping) and inner:
             return inner
@@ -36,7 +39,7 @@ def writes_tokens(config: Mapping[str, Any]) -> bool:
 
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """``config`` with ``defaults`` put where the language model's keys are; what the config says itself stays."""
-    for key in ("text_config", "llm_config", "language_config"):
+    for key in _LANGUAGE_KEYS:
         if isinstance(config.get(key), Mapping) and config[key]:
             return {**config, key: {**defaults, **{k: v for k, v in config[key].items() if v is not None}}}
     return {**defaults, **{k: v for k, v in config.items() if v is not None}}

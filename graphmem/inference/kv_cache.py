@@ -1,7 +1,7 @@
 """KV-cache layout from a model's own config: bytes a token, bytes at full context, with the arithmetic.
 
 One entry a layer, because real models mix: sliding windows, state-space layers, shared caches, their own head counts.
-Whatever is found in the config under a name not handled here is left to `unknown`, which the report prints.
+Keys that are known to change the cache in ways not worked out here give a reason instead of a number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ _CONTEXT_KEYS = (
 
 #: Keys that change the cache in ways not worked out here; a config that has one gets no number rather than a wrong one.
 _UNKNOWN_KEYS = ("compress_ratios",)
-
 
 #: Kinds of layers that keep something this page of arithmetic does not count.
 _UNCOUNTED = ("state", "image cross-attention")
@@ -175,15 +174,10 @@ class _Heads:
             (text[key] for key in ("num_key_value_heads", "num_kv_heads") if isinstance(text.get(key), list)), None
         )
         groups = text.get("multi_query_group_num") if text.get("multi_query_attention") else None
+        given = groups or whole(text, ("num_key_value_heads", "num_kv_heads", "n_head_kv")) or nested.get("kv_n_heads")
         one = text.get("multi_query") and not text.get("new_decoder_architecture")
-        self._kv = (
-            groups
-            or whole(text, ("num_key_value_heads", "num_kv_heads", "n_head_kv"))
-            or nested.get("kv_n_heads")
-            or (1 if one else self.heads)
-        )
-        if one and "num_key_value_heads" not in text:
-            self._kv = 1
+        # Falcon 7B's config says multi_query and 71 num_kv_heads; only num_key_value_heads speaks against the former.
+        self._kv = 1 if one and not text.get("num_key_value_heads") else given or self.heads
         self.size = whole(text, ("head_dim", "attention_head_dim", "kv_channels", "d_kv"))
         if self.size is None and hidden and self.heads:
             self.size = hidden // self.heads

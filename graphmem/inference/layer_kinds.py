@@ -69,10 +69,7 @@ def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
     kinds = text.get("attn_type_list")
     if isinstance(kinds, list):  # MiniMax: 1 is softmax attention, 0 lightning attention
         return ["full_attention" if kind else "linear_attention" for kind in kinds]
-    for key in (
-        "full_attn_idxs",
-        "attn_layer_indices",
-    ):  # LFM2, Bamba: the attention layers; the others convolve or recur
+    for key in ("full_attn_idxs", "attn_layer_indices"):  # LFM2, Bamba: which layers attend
         if isinstance(text.get(key), list):
             return ["full_attention" if number in text[key] else "conv" for number in range(count)]
     linear = text.get("linear_attn_config")
@@ -99,11 +96,10 @@ def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
         return ["attention" if n % period == offset else "mamba" for n in range(count)]
     if "state_size" in text and not whole(text, HEAD_KEYS):  # Mamba
         return ["mamba"] * count
-    if (
-        text.get("attention_chunk_size") and isinstance(text.get("no_rope_layers"), list) and text["no_rope_layers"]
-    ):  # Llama 4
-        return ["chunked_attention" if rope else "full_attention" for rope in text["no_rope_layers"]]
-    if text.get("attention_chunk_size"):  # Llama 4, where every fourth layer sees everything by default
+    if text.get("attention_chunk_size"):  # Llama 4: layers without RoPE see everything, by default every fourth
+        ropes = text.get("no_rope_layers")
+        if isinstance(ropes, list) and ropes:
+            return ["chunked_attention" if rope else "full_attention" for rope in ropes]
         return ["full_attention" if (n + 1) % 4 == 0 else "chunked_attention" for n in range(count)]
     window = text.get("sliding_window")
     if not window or text.get("use_sliding_window") is False:

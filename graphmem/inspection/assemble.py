@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphmem.checkpoint import Checkpoint, ModelSpec
+from graphmem.checkpoint import Checkpoint
 from graphmem.config import text_config
 from graphmem.inspection.model import Model, understand
 from graphmem.inspection.needs import cache_figures, cache_tables, loaders_tables, loading_table, training_table
@@ -43,30 +43,24 @@ def inspection(checkpoint: Checkpoint, detail: Detail = Detail()) -> Report:
         models.append(model)
         warnings += [f"{spec.name}: {text}" if spec.name else text for text in more]
     if len(models) == 1:
-        sections = [_declared(models[0].spec) if _is_declared(models[0].spec) else _whole(models[0], detail)]
+        sections = [_declared(models[0]) if _is_declared(models[0]) else _whole(models[0], detail)]
     else:
-        parts = [_declared(m.spec) if _is_declared(m.spec) else _part(m, detail) for m in models]
-        sections = [_all(models), *parts]
+        sections = [_all(models), *(_declared(m) if _is_declared(m) else _part(m, detail) for m in models)]
     return Report("inspect", checkpoint.target, checkpoint.origin, tuple(sections), checkpoint.notes, tuple(warnings))
 
 
 def _whole(model: Model, detail: Detail) -> Section:
     """A plain checkpoint: everything about it."""
-    stored = _stored_tables(model, detail)
-    needs = [
-        loading_table([model]),
-        *loaders_tables([model]),
-        *cache_tables(model.spec),
-        training_table([model]),
-    ]
-    position = 4 if detail.depth is not None else 3
-    return Section(model.spec.name, _figures(model), (*stored[:position], *needs, *stored[position:]))
+    needs = (loading_table([model]), *loaders_tables([model]), *cache_tables(model), training_table([model]))
+    tables = (*_stored_tables(model, detail), *needs, *_detail_tables(model, detail))
+    return Section(model.spec.name, _figures(model), tables)
 
 
 def _part(model: Model, detail: Detail) -> Section:
     """A component of a pipeline: what it stores; what it takes is told of all parts together."""
-    caches = cache_tables(model.spec) if cache_figures(model.spec) else []
-    return Section(model.spec.name, _figures(model), (*_stored_tables(model, detail), *caches))
+    caches = cache_tables(model) if cache_figures(model) else []
+    tables = (*_stored_tables(model, detail), *_detail_tables(model, detail), *caches)
+    return Section(model.spec.name, _figures(model), tables)
 
 
 def _all(models: Sequence[Model]) -> Section:
@@ -83,15 +77,16 @@ def _all(models: Sequence[Model]) -> Section:
     return Section("all", figures, tables)
 
 
-def _is_declared(spec: ModelSpec) -> bool:
-    return not spec.tensors and spec.declared_bytes is not None
+def _is_declared(model: Model) -> bool:
+    return not model.tensors and model.spec.declared_bytes is not None
 
 
-def _declared(spec: ModelSpec) -> Section:
+def _declared(model: Model) -> Section:
     """A checkpoint of which an index tells the total and nothing tells the shapes."""
+    spec = model.spec
     explain = f"metadata.total_size of {spec.declared_by}"
     total = Figure("bytes", "Stored", spec.declared_bytes, "bytes", "read", explain)
-    return Section(spec.name, (total, *cache_figures(spec)), tuple(cache_tables(spec)))
+    return Section(spec.name, (total, *cache_figures(model)), tuple(cache_tables(model)))
 
 
 def _stored_tables(model: Model, detail: Detail) -> list[Table]:
@@ -100,6 +95,11 @@ def _stored_tables(model: Model, detail: Detail) -> list[Table]:
         layers_table(model),
         dtypes_table(model),
         *([module_tree(model.tensors, model.spec.basis, detail.depth)] if detail.depth is not None else []),
+    ]
+
+
+def _detail_tables(model: Model, detail: Detail) -> list[Table]:
+    return [
         *([ties_table(model)] if model.ties else []),
         *([tensors_table(model)] if detail.tensors else []),
     ]
@@ -120,7 +120,7 @@ def _figures(model: Model) -> tuple[Figure, ...]:
         figures.append(Figure("scale_bytes", "of which scales", by_kind["scale"], "bytes", basis))
     if by_kind["buffer"]:
         figures.append(Figure("buffer_bytes", "of which buffers", by_kind["buffer"], "bytes", basis))
-    figures += cache_figures(spec)
+    figures += cache_figures(model)
     return tuple(figures)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from graphmem.checkpoint import ModelSpec
+from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
 from graphmem.parameters.layers import LayerGroup, fold_layers
+from graphmem.parameters.loading import Linears, linears_of
 from graphmem.parameters.roles import Component, components
 from graphmem.parameters.stored import StoredTensor, stored_tensors
 from graphmem.parameters.ties import Tie, find_ties, without_copies
@@ -20,7 +23,7 @@ OF_BYTES = Column("share", "Of bytes", "share", detail=True)
 
 @dataclass(frozen=True)
 class Model:
-    """A spec, its tensors with their meaning and role, its ties and its layers."""
+    """A spec, its tensors with their meaning and role, its ties and its layers. What tables share is computed once."""
 
     spec: ModelSpec
     tensors: tuple[StoredTensor, ...]
@@ -29,18 +32,28 @@ class Model:
     groups: tuple[LayerGroup, ...]
     outside: tuple[StoredTensor, ...]
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(t.parameters for t in self.tensors)
 
-    @property
+    @cached_property
+    def linears(self) -> Linears:
+        """What quantizing loaders would pack, and how many parameters they would not."""
+        return linears_of(self.tensors, self.roles)
+
+    @cached_property
+    def cache(self) -> CacheLayout | NoCache:
+        """The cache its config implies."""
+        return cache_layout(self.spec.config)
+
+    @cached_property
     def trainable(self) -> int:
         """Parameters that require gradients; packed weights cannot."""
         return sum(
             t.parameters for t in self.tensors if t.spec.trainable and t.spec.dtype.bits >= 16 and t.spec.dtype.floating
         )
 
-    @property
+    @cached_property
     def is_quantized(self) -> bool:
         """Whether some weights are stored in fewer than 16 bits, or as integers that are packed somehow."""
         return any(
@@ -48,7 +61,7 @@ class Model:
             for t in self.tensors
         )
 
-    @property
+    @cached_property
     def largest_layer(self) -> tuple[str, int, int]:
         """(name, parameters, bytes) of the largest unit a loader places whole: a layer, or a module outside the layers."""
         units = {group.title.partition(" ")[0]: (group.parameters, group.nbytes) for group in self.groups}

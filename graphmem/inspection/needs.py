@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from graphmem.checkpoint import ModelSpec
-from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
+from graphmem.inference.kv_cache import CacheLayout, NoCache
 from graphmem.inspection.model import Model
-from graphmem.parameters.loading import NAIVE, Linears, linears_of, load_with
+from graphmem.parameters.loading import NAIVE, Linears, load_with
 from graphmem.parameters.schemes import SCHEMES
 from graphmem.report import Column, Figure, Row, Table, sum_row
 from graphmem.training.recipes import RECIPES
@@ -31,7 +31,7 @@ def loading_table(models: Sequence[Model]) -> Table:
         rows.append(("as stored", largest_bytes, sum(model.spec.nbytes for model in models), None))
         explain.append("as stored: the bytes of the tensors in the files, scales included")
         notes.append("quantized already: loaders take it as stored")
-    elif not any(linears_of(model.tensors, model.roles).shapes for model in models):
+    elif not any(model.linears.shapes for model in models):
         notes.append(
             "no linear weights that loaders quantize were recognised, so there is no table of quantizing loaders"
         )
@@ -46,8 +46,7 @@ def loading_table(models: Sequence[Model]) -> Table:
 
 def loaders_tables(models: Sequence[Model]) -> list[Table]:
     """What loaders that quantize store; nothing for a checkpoint that is quantized already."""
-    linears = [linears_of(model.tensors, model.roles) for model in models]
-    if any(model.is_quantized for model in models) or not any(each.shapes for each in linears):
+    if any(model.is_quantized for model in models) or not any(model.linears.shapes for model in models):
         return []
     columns = (
         Column("loader", "As a loader stores it"),
@@ -56,7 +55,7 @@ def loaders_tables(models: Sequence[Model]) -> list[Table]:
         Column("kept_bytes", "Kept in 16 bit", "bytes"),
         Column("total_bytes", "Total", "bytes"),
     )
-    together = _together(linears)
+    together = _together([model.linears for model in models])
     rows: list[Row] = []
     for scheme in SCHEMES:
         loaded = load_with(scheme, together)
@@ -70,16 +69,15 @@ def loaders_tables(models: Sequence[Model]) -> list[Table]:
 
 
 def _together(linears: Sequence[Linears]) -> Linears:
-    shapes: dict[tuple[int, int], int] = {}
+    shapes: Counter[tuple[int, int]] = Counter()
     for each in linears:
-        for shape, count in each.shapes.items():
-            shapes[shape] = shapes.get(shape, 0) + count
+        shapes.update(each.shapes)
     return Linears(shapes, sum(each.others for each in linears))
 
 
-def cache_figures(spec: ModelSpec) -> list[Figure]:
+def cache_figures(model: Model) -> list[Figure]:
     """The cache in two figures, where there is one."""
-    layout = cache_layout(spec.config)
+    layout = model.cache
     if isinstance(layout, NoCache) or not layout.bytes_per_token():
         return []
     token, later = layout.bytes_per_token(), layout.bytes_per_token(once_full=True)
@@ -109,12 +107,14 @@ def cache_figures(spec: ModelSpec) -> list[Figure]:
     return figures
 
 
-def cache_tables(spec: ModelSpec) -> list[Table]:
+def cache_tables(model: Model) -> list[Table]:
     """The cache by kind of layer, or why it cannot be told; nothing where nothing is known but tensors."""
-    layout = cache_layout(spec.config)
+    layout = model.cache
     if isinstance(layout, NoCache):
         note = f"cannot be told: {layout.reason}" if layout.missing else layout.reason
-        return [Table("kv_cache", "KV cache", _CACHE_COLUMNS, (), "formula", notes=(note,))] if spec.config else []
+        return (
+            [Table("kv_cache", "KV cache", _CACHE_COLUMNS, (), "formula", notes=(note,))] if model.spec.config else []
+        )
     rows, explain = _cache_rows(layout)
     sums = list(sum_row(_CACHE_COLUMNS, rows, "At least" if layout.is_partial else "Total"))
     sums[2], sums[3] = sums[2] or None, None

@@ -97,12 +97,11 @@ def linear_shapes(tensor: StoredTensor, role: Component) -> tuple[int, int, int]
         return None
     if role in ("experts", "shared experts") and len(spec.shape) == 3:
         return spec.shape[0], spec.shape[1], spec.shape[2]
-    if len(spec.shape) != 2 or not spec.name.endswith("weight"):
+    if len(spec.shape) != 2 or not spec.name.endswith(".weight"):
         return None
     if spec.module_classes:  # a live module: loaders go by the class, and leave the output head alone
         linear = "Linear" in spec.module_classes or "Conv1D" in spec.module_classes
-        return (1, *spec.shape) if linear and spec.name.endswith(".weight") and role not in ("head", "router") else None
-    leaf = spec.module.rpartition(".")[2]
-    if role in _KEPT or not spec.name.endswith(".weight") or leaf in _TABLES:
+        return (1, *spec.shape) if linear and role not in ("head", "router") else None
+    if role in _KEPT or spec.module.rpartition(".")[2] in _TABLES:
         return None
     return 1, spec.shape[0], spec.shape[1]

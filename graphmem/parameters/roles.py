@@ -61,21 +61,9 @@ _ATTENTION = {
     "transientglobalselfattention", "mha", "xattn",
 }  # fmt: skip
 _MLP = {"mlp", "ffn", "ff", "ffw", "feedforward", "densereludense", "intermediate"}
-_CONVOLUTION = {
-    "conv",
-    "convolution",
-    "convolutions",
-    "convs",
-    "pwconv",
-    "dwconv",
-    "convtr",
-    "conv1d",
-    "conv2d",
-    "downsample",
-    "upsampler",
-}
+_CONVOLUTION = {"conv", "convolution", "convolutions", "convs", "pwconv", "dwconv", "convtr", "downsample", "upsampler"}
 _EMBEDDING = {"embed", "embedding", "embeddings", "embedder", "embd", "wte", "wpe"}
-_SSM = {"mamba", "ssm", "mamba2", "rwkv", "mlstm", "slstm"}
+_SSM = {"mamba", "ssm", "rwkv", "mlstm", "slstm"}
 
 #: Kernels are no wider than this; stacked matrices are.
 _WIDEST_KERNEL = 31
@@ -108,7 +96,7 @@ _HEAD = {
 _SSM_CHILDREN = {"A_log", "dt_bias", "dt_proj", "x_proj", "time_decay", "in_proj_qkvz", "rg_lru"}
 
 _EXPERTS = {"experts", "exps"}
-_SHARED_EXPERTS = {"shared_expert", "shared_experts", "share_expert", "shared_mlp", "shexp"}
+_SHARED_EXPERTS = {"shared_expert", "shared_experts", "share_expert", "shared_mlp"}
 
 
 def components(tensors: Iterable[TensorSpec]) -> dict[str, Component]:

@@ -45,7 +45,6 @@ _BUFFER = re.compile(
 #: Widths that quantizers use; anything else read off a shape means that the layout is another one.
 _BITS = (2, 3, 4, 5, 6, 8)
 _INTEGERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
-_PACKED = ("U8", "I8", "I32", "U32")
 
 
 def stored_tensors(spec: ModelSpec) -> tuple[tuple[StoredTensor, ...], tuple[str, ...]]:
@@ -92,10 +91,8 @@ def _unpacked(tensor: TensorSpec, tensors: Mapping[str, TensorSpec], config: Map
         return tensor.elements * width // bits if bits else None
     if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in tensors:
         return tensor.elements * 2
-    if (
-        f"{name}_scale" in tensors or f"{name}_scale_inv" in tensors
-    ):  # fp8, of a module or of experts stacked in one parameter
-        own = tensors.get(f"{name}_scale") or tensors[f"{name}_scale_inv"]
+    # Of a module's weight, or of experts stacked in one parameter.
+    if own := tensors.get(f"{name}_scale") or tensors.get(f"{name}_scale_inv"):
         return _beside_scale(tensor, own, f"{name}_scale_2" in tensors, config)
     if not name.endswith(".weight"):
         return None
@@ -103,9 +100,8 @@ def _unpacked(tensor: TensorSpec, tensors: Mapping[str, TensorSpec], config: Map
         return tensor.elements * width // 4
     if f"{module}.SCB" in tensors:
         return tensor.elements
-    if (
-        tensor.dtype.name == "U32" and f"{module}.scales" in tensors
-    ):  # MLX: a scale and a bias a group, in the weights' order
+    # MLX: a scale and a bias a group, in the weights' order.
+    if tensor.dtype.name == "U32" and f"{module}.scales" in tensors:
         group = _mlx_group(module, config)
         return math.prod(tensors[f"{module}.scales"].shape) * group if group else None
     if f"{module}.scale" in tensors:

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graphmem.config import text_config
 from graphmem.dtypes import SAFETENSORS
 from graphmem.parameters.schemes import SCHEMES, Layout, Part, awq, fp8_block, gptq, mlx
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The quantization settings of a config, wherever its author put them; empty if there are none."""
-    for holder in (config, config.get("text_config"), config.get("llm_config"), config.get("language_config")):
-        if isinstance(holder, Mapping):
-            for key in ("quantization_config", "compression_config", "quantization"):
-                value = holder.get(key)
-                if isinstance(value, Mapping) and value:
-                    return value
+    for holder in (config, text_config(config)):
+        for key in ("quantization_config", "compression_config", "quantization"):
+            value = holder.get(key)
+            if isinstance(value, Mapping) and value:
+                return value
     return {}
 
 

@@ -58,9 +58,9 @@ def _table(console: Console, table: Table, explain: bool) -> None:
     title.append(f"  [{table.basis}]", style="dim")
     console.print(title)
     if table.rows:
-        fitting = table if _fits(table, console) else _without_detail(table)
-        if _fits(fitting, console):
-            console.print(_grid(fitting))
+        grid = _fitting_grid(table, console) or _fitting_grid(_without_detail(table), console)
+        if grid is not None:
+            console.print(grid)
         else:
             _list(console, table)
     for note in table.notes:
@@ -70,10 +70,12 @@ def _table(console: Console, table: Table, explain: bool) -> None:
             console.print(Text(f"    = {line}", style="dim"), soft_wrap=True)
 
 
-def _fits(table: Table, console: Console) -> bool:
-    """Whether the table can be printed with every number whole and text folded to no less than sixteen columns."""
+def _fitting_grid(table: Table, console: Console) -> Grid | None:
+    """The table's grid, if it can be printed with every number whole and text folded to no less than sixteen columns."""
+    if _least_width(table) > console.width:
+        return None
     grid = _grid(table)
-    return max(Measurement.get(console, console.options, grid).minimum, _least_width(table)) <= console.width
+    return grid if Measurement.get(console, console.options, grid).minimum <= console.width else None
 
 
 def _without_detail(table: Table) -> Table:
