@@ -10,24 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphmem.api import inspect as inspect
+    from graphmem.api import load_trace as load_trace
+    from graphmem.api import trace as trace
     from graphmem.errors import GraphmemError as GraphmemError
     from graphmem.report import Figure as Figure
     from graphmem.report import Report as Report
     from graphmem.report import Section as Section
     from graphmem.report import Table as Table
+    from graphmem.tracing.device import Device as Device
+    from graphmem.tracing.formula import fit_formula as fit_formula
+    from graphmem.tracing.rules import Scratch as Scratch
+    from graphmem.tracing.rules import rule as rule
+    from graphmem.tracing.trace import Trace as Trace
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "inspect": "graphmem.api",
+    "load_trace": "graphmem.api",
+    "trace": "graphmem.api",
     "GraphmemError": "graphmem.errors",
     "Figure": "graphmem.report",
     "Report": "graphmem.report",
     "Section": "graphmem.report",
     "Table": "graphmem.report",
+    "Device": "graphmem.tracing.device",
+    "fit_formula": "graphmem.tracing.formula",
+    "rule": "graphmem.tracing.rules",
+    "Scratch": "graphmem.tracing.rules",
+    "Trace": "graphmem.tracing.trace",
 }
 
-__all__ = ["Figure", "GraphmemError", "Report", "Section", "Table", "__version__", "inspect"]
+__all__ = [
+    "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "__version__", "fit_formula", "inspect",
+    "load_trace", "rule", "trace",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

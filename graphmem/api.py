@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphmem.inspection.assemble import Detail, inspection
 from graphmem.report import Report
 from graphmem.sources.load import Access, load
 from graphmem.sources.repository import Progress
+from graphmem.workload import Attention, Routing, StepKind, Workload
 
 if TYPE_CHECKING:
     import torch
+
+    from graphmem.tracing.device import Device
+    from graphmem.tracing.trace import Trace
 
 
 def inspect(
@@ -45,3 +50,74 @@ def inspect(
         GraphmemError: with one line that says what is wrong and what to do next.
     """
     return inspection(load(target, Access(revision, token, offline, progress)), Detail(depth, tensors))
+
+
+def trace(
+    target: str | Path | torch.nn.Module,
+    *inputs: Any,
+    step: StepKind = "forward",
+    grad: bool = True,
+    autocast: torch.dtype | str | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    optimizer: Callable[[Any], Any] | None = None,
+    device: str | Device = "cuda",
+    steps: int = 1,
+    routing: Routing = "balanced",
+    attention: Attention | None = None,
+    fold: bool = True,
+    batch_size: int = 1,
+    seq_len: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> Trace:
+    """One step of a model as a `torch.fx` graph with every allocation and release, on the meta device.
+
+    The model's own eager code runs, without weights and without a GPU. The module that is given is not changed.
+
+    Args:
+        target: a module, ``"package.module:factory"``, or a model id, folder or config that transformers can build.
+        inputs: what the module is called with: tensors on any device (small integer ones keep their values); a dict as the last one
+            holds keyword arguments. A model id needs none.
+        step: ``"forward"``, or ``"train"``: zero_grad, forward, loss, backward, optimizer step.
+        grad: whether autograd records in a forward-only step (``torch.no_grad()`` if not).
+        autocast: dtype for `torch.autocast` around forward and loss (``torch.bfloat16``).
+        loss: ``loss(output) -> scalar``; by default the output's own ``loss``, else the sum of its floating-point tensors.
+        optimizer: a class or any callable on the parameters; by default `torch.optim.AdamW`.
+        device: ``"cuda"`` (an A100), ``"h100"``, ``"cpu"``, or a `Device`.
+        steps: how many steps in a row; the first creates gradients and optimizer state.
+        routing: how a router's choice of experts falls, ``"balanced"`` or ``"worst"``.
+        attention: ``"eager"``, ``"sdpa"`` or ``"flash"``, for a model of transformers; by default as the model has it.
+        fold: trace repeated layers a few times and replicate their events, exactly, where that is possible.
+        batch_size, seq_len, dtype, trust_remote_code, revision, token, offline: for a model id. ``seq_len`` is in tokens.
+
+    Returns:
+        A Trace: ``trace.start``, ``trace.peak`` (bytes), ``trace.graph``, ``trace.ops``, ``trace.events``, ``trace.report(by="module")``.
+
+    Raises:
+        GraphmemError: with one line that says what is wrong, where, and what to do next.
+    """
+    from graphmem.tracing.device import device_named
+    from graphmem.tracing.run import trace_module
+    from graphmem.tracing.targets import Choices, resolve
+
+    def torch_name(dtype: torch.dtype | str | None) -> str | None:
+        return None if dtype is None else str(dtype).removeprefix("torch.")
+
+    workload = Workload(step, grad, torch_name(autocast), loss, optimizer, steps, routing, attention, fold)
+    choices = Choices(batch_size, seq_len, torch_name(dtype), trust_remote_code, Access(revision, token, offline))
+    module, args, kwargs, name = resolve(target, inputs, workload, choices)
+    return trace_module(module, args, kwargs, workload, device_named(device), name)
+
+
+def load_trace(path: str | Path) -> Trace:
+    """A trace that `Trace.save` wrote.
+
+    Raises:
+        GraphmemError: it is not one.
+    """
+    from graphmem.tracing.store import load
+
+    return load(Path(path))

@@ -16,14 +16,16 @@ ROOT = Path(graphmem.__file__).parent
 
 #: Rooms by level: a room may import only from levels before its own (and from itself).
 LEVELS = [
-    {"units", "errors", "config"},
+    {"units", "errors", "config", "workload"},
     {"dtypes"},
     {"checkpoint"},
     {"report"},
+    {"timeline"},
     {"parameters"},
     {"catalog"},
     {"inference", "training"},
     {"sources"},
+    {"tracing"},
     {"inspection"},
     {"views"},
     {"api"},
@@ -122,7 +124,10 @@ def test_that_test_can_fail() -> None:
 
 
 def test_public_names() -> None:
-    assert set(dir(graphmem)) == {"Figure", "GraphmemError", "Report", "Section", "Table", "__version__", "inspect"}
+    assert set(dir(graphmem)) == {
+        "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "__version__", "fit_formula", "inspect",
+        "load_trace", "rule", "trace",
+    }  # fmt: skip
     assert all(getattr(graphmem, name) is not None for name in graphmem.__all__)
     with pytest.raises(AttributeError, match="module 'graphmem' has no attribute 'estimate'"):
         _ = graphmem.estimate

@@ -10,7 +10,7 @@ import click
 import graphmem
 from graphmem.cli.errors import ErrorsInOneLine
 
-_COMMANDS = ("inspect",)
+_COMMANDS = ("inspect", "trace")
 
 
 class _LazyGroup(click.Group):

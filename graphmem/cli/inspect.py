@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from graphmem.cli.options import format_flags, output_options, source_options
 from graphmem.cli.output import choose_format, write
 from graphmem.cli.progress import HeaderProgress
 
@@ -15,21 +16,8 @@ from graphmem.cli.progress import HeaderProgress
 @click.option("--depth", type=click.IntRange(min=1), help="Add the module tree to this many levels.")
 @click.option("--tensors", is_flag=True, help="Add a table of every tensor.")
 @click.option("--explain", is_flag=True, help="Show the arithmetic and the sources behind the figures.")
-@click.option("--revision", help="Branch, tag or commit on the Hub.")
-@click.option("--token", help="Hub token; by default HF_TOKEN or the one `hf auth login` saved.")
-@click.option("--offline", is_flag=True, help="Do not ask the Hub: use its cache or the built-in catalog.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (bytes as integers).")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one row a tensor.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
-@click.option(
-    "-o",
-    "output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write FILE.json, .csv, .md, .txt or .html instead of printing.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@source_options
+@output_options("a tensor")
 def command(
     target: str,
     depth: int | None,
@@ -56,8 +44,7 @@ def command(
     graphmem inspect ./checkpoint --depth 3 -o report.md
     graphmem inspect owner/name --json | jq '.sections[0].figures.parameters.value'
     """
-    flags = [name for name, given in (("json", as_json), ("csv", as_csv), ("markdown", as_markdown)) if given]
-    chosen = choose_format(flags, output)
+    chosen = choose_format(format_flags(as_json, as_csv, as_markdown), output)
     from graphmem.api import inspect
 
     with HeaderProgress(quiet) as progress:

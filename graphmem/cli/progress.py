@@ -1,8 +1,10 @@
-"""A bar on a terminal's stderr while many headers are read; nothing in a pipe, nothing for short work."""
+"""What a terminal's stderr shows while work lasts: a bar over many headers, a word while a model is traced; nothing in a pipe."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -38,3 +40,15 @@ class HeaderProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+@contextlib.contextmanager
+def working(what: str, quiet: bool) -> Iterator[None]:
+    """A spinner with ``what`` beside it, for work that has no count."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

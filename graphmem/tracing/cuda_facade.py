@@ -1,0 +1,43 @@
+"""``torch.cuda`` as the traced code sees it while a step runs: the device that is traced for, answered without a driver."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from graphmem.tracing.device import Device
+from graphmem.tracing.patching import replaced
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextlib.contextmanager
+def cuda_answers(device: Device) -> Iterator[None]:
+    """Questions about the device are answered from ``device``; waiting for it, or emptying its cache, does nothing."""
+    major, minor = device.capability
+    properties = SimpleNamespace(
+        name=device.name, major=major, minor=minor, multi_processor_count=device.sms, warp_size=32, is_integrated=0
+    )
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda device=None: (major, minor),
+        "get_device_properties": lambda device=None: properties,
+        "get_device_name": lambda device=None: properties.name,
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "is_current_stream_capturing": lambda: False,
+        **dict.fromkeys(
+            ("synchronize", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all"), _nothing
+        ),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(replaced(torch.cuda, name, answer))
+        yield

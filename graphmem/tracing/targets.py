@@ -1,0 +1,96 @@
+"""What ``graphmem trace`` is asked to trace → a module, its inputs and a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphmem.errors import GraphmemError, MissingExtraError, TargetError
+from graphmem.sources.load import Access, load
+from graphmem.workload import Workload
+
+if TYPE_CHECKING:
+    import torch
+
+Resolved = tuple["torch.nn.Module", tuple[Any, ...], dict[str, Any], str]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a model id leaves open."""
+
+    batch_size: int = 1
+    #: In tokens; None: 1,024, or what the model takes.
+    seq_len: int | None = None
+    #: torch's name; None: as stored.
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    access: Access = field(default_factory=Access)
+
+
+def resolve(target: Any, inputs: tuple[Any, ...], workload: Workload, choices: Choices) -> Resolved:
+    """The module to trace and what to call it with.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        GraphmemError: the target names nothing that can be traced, or the choices cannot be.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("tracing runs the model's own code on torch's meta device", "torch") from error
+    args, kwargs = _split(inputs)
+    if isinstance(target, torch.nn.Module):
+        return target, args, kwargs, type(target).__name__
+    if not isinstance(target, str | Path):
+        raise TargetError(
+            f"trace needs a torch.nn.Module, a model id, a folder or package.module:factory; this is a {type(target).__name__}"
+        )
+    from graphmem.tracing.factory import is_factory, module_from
+
+    if is_factory(str(target)):
+        return module_from(str(target)), args, kwargs, str(target)
+    return _pretrained(str(target), args, kwargs, workload, choices)
+
+
+def _split(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if inputs and isinstance(inputs[-1], dict):
+        return inputs[:-1], dict(inputs[-1])
+    return inputs, {}
+
+
+#: More tokens than anything is trained or served with at once: a slip of the keyboard.
+_MOST_TOKENS = 2**32
+
+
+def _pretrained(
+    target: str, args: tuple[Any, ...], kwargs: dict[str, Any], workload: Workload, choices: Choices
+) -> Resolved:
+    from graphmem.tracing.example_inputs import example_inputs
+    from graphmem.tracing.pretrained import model_of, remote_model
+
+    if choices.batch_size < 1 or (choices.seq_len is not None and choices.seq_len < 1):
+        raise GraphmemError(f"batch size {choices.batch_size} and sequence length {choices.seq_len} must be 1 or more")
+    if choices.batch_size * (choices.seq_len or 1) > _MOST_TOKENS:
+        raise GraphmemError(
+            f"{choices.batch_size * (choices.seq_len or 1):,} tokens in one step; check --batch-size and --seq-len"
+        )
+    access = choices.access
+    if choices.trust_remote_code:
+        model = remote_model(target, access.revision, access.token, choices.dtype, workload.attention)
+    else:
+        model = model_of(load(target, access), choices.dtype, workload.attention)
+    model.train(workload.trains)
+    if not args and not kwargs:
+        kwargs = dict(example_inputs(model, choices.batch_size, choices.seq_len, workload.trains))
+        if (
+            not workload.trains
+            and "input_ids" in kwargs
+            and hasattr(model.config, "use_cache")
+            and workload.grad is False
+        ):
+            kwargs["use_cache"] = True
+    if workload.trains and getattr(model.config, "use_cache", None):
+        kwargs.setdefault("use_cache", False)  # as transformers' Trainer does
+    return model, args, kwargs, target
