@@ -8,7 +8,7 @@ import networkx
 import torch
 import torch.fx
 
-from graphmem.timeline.events import ValueRef, refs_in
+from graphmem.timeline.events import Op, ValueRef, refs_in
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -40,8 +40,8 @@ def _tensor_meta(trace: Trace, outputs: tuple[int, ...]) -> dict[str, Any]:
 def fx_graph(trace: Trace) -> torch.fx.Graph:
     """One ``call_function`` node an operation, placeholders for what was there before.
 
-    ``node.meta`` has ``shape``, ``stride``, ``dtype`` (a tuple of each where there are several outputs), ``module``, ``phase``, ``step``,
-    ``line``, ``node`` (the backward function), ``allocated`` and ``freed`` (indices in ``trace.blocks``), and ``saved``: the
+    ``node.meta`` has ``shape``, ``stride``, ``dtype`` (a tuple of each where there are several outputs), ``module``,
+    ``nn_module_stack``, ``phase``, ``step``, ``line``, ``node`` (the backward function), ``allocated`` and ``freed`` (indices in ``trace.blocks``), and ``saved``: the
     nodes whose results autograd keeps for this operation's backward.
     """
     graph = torch.fx.Graph()
@@ -63,22 +63,26 @@ def fx_graph(trace: Trace) -> torch.fx.Graph:
         target = operator(op.name)
         node = graph.call_function(target, argument(op.args), {k: argument(v) for k, v in op.kwargs.items()})
         node.meta |= _tensor_meta(trace, op.outputs) if op.outputs else {}
-        node.meta |= {"module": op.module, "phase": op.phase, "step": op.step, "line": op.line, "node": op.node}
+        node.meta |= _place(trace, op)
         node.meta |= {"allocated": allocated.get(index, []), "freed": freed.get(index, [])}
-        node.meta["saved"] = [at[value] for value in op.saved if value in at]
         if len(op.outputs) == 1:
             at[op.outputs[0]] = node
         for position, value in enumerate(op.outputs if len(op.outputs) > 1 else ()):
             at[value] = part = graph.call_function(_getitem, (node, position))
-            part.meta |= _tensor_meta(trace, (value,)) | {
-                "module": op.module,
-                "phase": op.phase,
-                "step": op.step,
-                "line": op.line,
-            }
-            part.meta |= {"allocated": [], "freed": [], "saved": [], "node": op.node}
+            part.meta |= _tensor_meta(trace, (value,)) | _place(trace, op) | {"allocated": [], "freed": [], "saved": []}
+        node.meta["saved"] = [at[value] for value in op.saved if value in at]
     graph.output(None)
     return graph
+
+
+def _place(trace: Trace, op: Op) -> dict[str, Any]:
+    """Where an operation comes from; ``nn_module_stack`` has path → class, outermost first."""
+    parts = op.module.split(".") if op.module else []
+    paths = [".".join(parts[:length]) for length in range(len(parts) + 1)]
+    stack = {path: trace.modules[path] for path in paths if path in trace.modules}
+    return {
+        "module": op.module, "nn_module_stack": stack, "phase": op.phase, "step": op.step, "line": op.line, "node": op.node,
+    }  # fmt: skip
 
 
 #: Stands for a tensor in host memory, which the device's graph does not follow.

@@ -123,7 +123,7 @@ class Presented(TorchFunctionMode):
             device = kwargs.get("device")
             if not self._is_here(torch.get_default_device() if device is None else device):
                 return func(*args, **kwargs)
-            on_host = func(*args, **{**kwargs, "device": "cpu"})
+            on_host = func(*map(_plain, args[:1]), *args[1:], **{**kwargs, "device": "cpu"})
             return on_host.detach().to(_META).requires_grad_(on_host.requires_grad)
 
         def numpy(func: Any, args: Any, kwargs: Any) -> Any:
@@ -175,6 +175,13 @@ def _override_checks() -> tuple[tuple[Any, str], ...]:
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     modules = (torch.nn.functional, torch.functional, torch._tensor, torch.overrides)
     return tuple((module, name) for module in modules for name in names if hasattr(module, name))
+
+
+def _plain(data: Any) -> Any:
+    """Data for `torch.tensor` with the tensors in its lists as numbers, which it reads where no mode can answer."""
+    if isinstance(data, list | tuple):
+        return [item.item() if isinstance(item, torch.Tensor) and item.numel() == 1 else _plain(item) for item in data]
+    return data
 
 
 #: torch's Python functions ask these before running; a mode makes them answer yes, and is then blind to all that runs inside.

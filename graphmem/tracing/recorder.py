@@ -22,6 +22,7 @@ from graphmem.tracing.known import KnownValues, tensors_in
 from graphmem.tracing.modules import ModuleStack
 from graphmem.tracing.operators import Operator, operator_table
 from graphmem.tracing.ownership import ownership_of, sole_ownership
+from graphmem.tracing.results import Results
 from graphmem.tracing.rules.registry import Free, OpCall, Out, Registry
 from graphmem.tracing.source import SourceLines, render
 from graphmem.tracing.values import Values
@@ -59,6 +60,7 @@ class Recorder(TorchDispatchMode):
         #: The operation that raised last, and its exception: whoever catches that one may say where it was.
         self.failed: tuple[Exception, CallDraft] | None = None
         self._sole = sole_ownership()
+        self._results = Results()
 
     # -- the start state ------------------------------------------------------------------------------------------
 
@@ -201,12 +203,16 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         if operator.data is not None:
             described = OpCall(operator.name, args, kwargs, self.device, call.node)
-            return operator.data.apply(described, Values(func, self.known, self._assume, self._routing))
+            result = operator.data.apply(described, Values(func, self.known, self._assume, self._routing))
+            if result is not NotImplemented:
+                return result
         follow = None
         if not operator.view and (not inputs or operator.shape_only or self._any_known(inputs)):
             follow = self.known.inputs(func, args, kwargs)
         if operator.output is not None:
             result = operator.output.apply(OpCall(operator.name, args, kwargs, self.device, call.node))
+        elif operator.repeats:
+            result = self._repeated(func, args, kwargs, call)
         else:
             result = func(*args, **kwargs)
         if follow is not None:
@@ -214,6 +220,16 @@ class Recorder(TorchDispatchMode):
         elif operator.mutates:
             for tensor in operator.mutated(args, kwargs):
                 self.known.forget(tensor.untyped_storage()._cdata)
+        return result
+
+    def _repeated(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], call: CallDraft) -> Any:
+        """The call's result, worked out only where no call of the same geometry was seen."""
+        key = self._results.signature(func, call.args, call.kwargs, self.values)
+        result = NotImplemented if key is None else self._results.recall(key, args)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+            if key is not None:
+                self._results.learn(key, args, result)
         return result
 
     def _any_known(self, inputs: list[torch.Tensor]) -> bool:
@@ -373,7 +389,10 @@ class Recorder(TorchDispatchMode):
 
     def _new_value(self, held: Held, tensor: torch.Tensor) -> int:
         shape, stride = tensor.size(), tensor.stride()
-        held.values[shape, stride, tensor.storage_offset()] = index = len(self.values)
+        geometry, index = (shape, stride, tensor.storage_offset()), len(self.values)
+        if geometry not in held.values or not self.calls or self.calls[-1].name != "aten.detach.default":
+            # Autograd detaches what it saves; whoever uses the tensor afterwards means the original.
+            held.values[geometry] = index
         self.values.append(Value(tuple(shape), stride, _dtype_name(tensor.dtype), held.block))
         return index
 
@@ -391,7 +410,8 @@ class Recorder(TorchDispatchMode):
             if held.nbytes:
                 held.block = self._allocate(held.nbytes, "temporary", self.modules.current, tensor)
         for index in self._near:
-            if self.values[index].block == held.block and self.values[index].shape == tensor.size():
+            value = self.values[index]
+            if value.block == held.block and value.shape == tensor.size() and value.stride == tensor.stride():
                 return index
         found = held.values.get((tensor.size(), tensor.stride(), tensor.storage_offset()))
         return self._new_value(held, tensor) if found is None else found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,7 +58,12 @@ def trace_step(module: torch.nn.Module, inputs: Inputs, workload: Workload, devi
         _run(recorder, module, inputs, workload)
 
     recorder = record(run, device, module, workload.routing)
-    return finished(recorder, target, settings_of(workload))
+    return replace(finished(recorder, target, settings_of(workload)), modules=class_names(module))
+
+
+def class_names(module: torch.nn.Module) -> dict[str, str]:
+    """Path → class name of every module."""
+    return {path: type(child).__name__ for path, child in module.named_modules()}
 
 
 def record(
@@ -86,8 +92,21 @@ def record(
 def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     """The recorder, the presented device and the module stack, active; all of it undone afterwards."""
     presented = Presented(device, REGISTRY, recorder.resized)
-    with torch.random.fork_rng(devices=[]), presented.patched(), recorder.modules.following(), recorder, presented:
+    with torch.random.fork_rng(devices=[]), _no_cycle_collection(), presented.patched(), recorder.modules.following():
+        with recorder, presented:
+            yield
+
+
+@contextlib.contextmanager
+def _no_cycle_collection() -> Iterator[None]:
+    """When Python collects cycles depends on all else it does; a trace must not (and is faster without)."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
         yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def start_state(recorder: Recorder, module: torch.nn.Module, inputs: Inputs) -> None:
@@ -226,7 +245,8 @@ def finished(recorder: Recorder, target: str, settings: Mapping[str, str]) -> Tr
     )
     return Trace(
         recorder.device, target, settings, ops, tuple(recorder.values),
-        tuple(draft.finished() for draft in recorder.blocks), tuple(recorder.events), recorder.placeholders, recorder.assumptions,
+        tuple(draft.finished() for draft in recorder.blocks), tuple(recorder.events), recorder.placeholders,
+        assumptions=recorder.assumptions,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def save(trace: Trace, path: Path) -> None:
     text = json.dumps(
         {
             "format": _FORMAT, "version": _VERSION, "device": asdict(trace.device), "target": trace.target,
-            "settings": dict(trace.settings), "assumptions": dict(trace.assumptions), "placeholders": dict(trace.placeholders),
+            "settings": dict(trace.settings), "modules": dict(trace.modules), "assumptions": dict(trace.assumptions), "placeholders": dict(trace.placeholders),
             "values": [_row(value) for value in trace.values], "blocks": [_row(block) for block in trace.blocks],
             "ops": [[_plain(item) for item in _row(op)] for op in trace.ops], "events": trace.events,
         },
@@ -60,7 +60,7 @@ def load(path: Path) -> Trace:
     return Trace(
         device, found["target"], found["settings"], tuple(Op(*map(_back, row)) for row in found["ops"]),
         tuple(Value(*map(_tuples, row)) for row in found["values"]), tuple(Block(*map(_tuples, row)) for row in found["blocks"]),
-        tuple(Event(*row) for row in found["events"]), found["placeholders"], found["assumptions"],
+        tuple(Event(*row) for row in found["events"]), found["placeholders"], found["modules"], found["assumptions"],
     )  # fmt: skip
 
 

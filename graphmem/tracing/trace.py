@@ -34,6 +34,8 @@ class Trace:
     events: tuple[Event, ...]
     #: Values that were there when the step began (parameters, buffers, inputs), by name.
     placeholders: Mapping[str, int]
+    #: Module paths → class names.
+    modules: Mapping[str, str] = field(default_factory=dict)
     #: What depends on float data and was assumed → where it was needed first.
     assumptions: Mapping[str, str] = field(default_factory=dict)
 

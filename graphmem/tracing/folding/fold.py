@@ -10,6 +10,7 @@ import torch
 from graphmem.errors import GraphmemError
 from graphmem.tracing.folding.replicate import NotFoldableError, replicate
 from graphmem.tracing.folding.stacks import foldable_stacks, shortened
+from graphmem.tracing.step import class_names
 from graphmem.tracing.trace import Trace
 
 
@@ -27,4 +28,4 @@ def folded(module: torch.nn.Module, traced: Callable[[], Trace]) -> Trace:
         # The model counts its layers itself, or they are not alike after all; whatever is wrong with it shows when run in full.
         return traced()
     said = ", ".join(f"{stack.path} ({stack.units} × {stack.period})" for stack in stacks)
-    return replace(trace, settings={**trace.settings, "folded": said})
+    return replace(trace, settings={**trace.settings, "folded": said}, modules=class_names(module))

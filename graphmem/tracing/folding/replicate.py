@@ -154,19 +154,22 @@ class _Replica:
                     self._block_born[event.block] = self._next("block", passes[index], unit)
 
     def _pass_numbers(self) -> list[int]:
-        """The pass each operation belongs to: a new one begins wherever the order of units turns or is left."""
-        numbers, number, before, direction = [], 0, None, 0
-        for unit in self._units:
-            if unit is None:
-                if before is not None:
-                    number += 1
-                before, direction = None, 0
-            elif before is None or unit != before:
-                step = 0 if before is None else unit - before
-                if step and direction and step != direction:
-                    number += 1
-                    step = 0
-                before, direction = unit, step or direction
+        """The pass each operation belongs to: a new one begins where the order of units turns or is left, or the optimizer begins."""
+        numbers: list[int] = []
+        number, direction = 0, 0
+        before: int | None = None
+        updating = False
+        for unit, op in zip(self._units, self._trace.ops, strict=True):
+            turns = (op.phase == "optimizer") != updating
+            updating = op.phase == "optimizer"
+            if unit is None or before is None or turns:
+                number += before is not None
+                direction = 0
+            elif unit != before:
+                step = 1 if unit > before else -1
+                number += direction not in (0, step)
+                direction = step
+            before = unit
             numbers.append(number)
         return numbers
 

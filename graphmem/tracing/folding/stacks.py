@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-#: Units (one period of layers each) that are traced: a first, a last, and three between, of which the middle one is replicated
-#: and its neighbours show that each follows from the one before.
-TRACED_UNITS = 5
+#: Units (one period of layers each) that are traced: a first and a last, which may be special; and four between, of which the
+#: second is replicated and the third is the proof: each reaches to its neighbours, and none of those is the first or the last.
+TRACED_UNITS = 6
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ def _stack(path: str, layers: list[torch.nn.Module]) -> Stack | None:
 def _kinds(layers: list[torch.nn.Module]) -> list[int]:
     """A number a layer, equal for layers that are alike in all but their position."""
     described = [_described(layer) for layer in layers]
-    shared = set.intersection(*(set(one) for one in described))
-    # What grows by one from layer to layer (layer_idx) is a position, not a difference.
+    # What grows by one from layer to layer (layer_idx) is a position, not a difference; not every layer need have it.
     positions = {
-        key for key in shared if isinstance(described[0][key], int) and _is_position([one[key] for one in described])
+        key
+        for key in set().union(*described)
+        if _is_position([(index, one[key]) for index, one in enumerate(described) if key in one])
     }
     seen: dict[Any, int] = {}
     kinds = []
@@ -87,8 +88,8 @@ def _kinds(layers: list[torch.nn.Module]) -> list[int]:
     return kinds
 
 
-def _is_position(values: list[Any]) -> bool:
-    return all(type(value) is int and value - values[0] == index for index, value in enumerate(values))
+def _is_position(values: list[tuple[int, Any]]) -> bool:
+    return len(values) > 1 and all(type(v) is int and v - index == values[0][1] - values[0][0] for index, v in values)
 
 
 def _described(layer: torch.nn.Module) -> dict[str, Any]:

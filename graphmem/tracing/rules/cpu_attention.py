@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from graphmem.tracing.rules.cpu_contiguous import contiguous_bytes
-from graphmem.tracing.rules.registry import OpCall, Out, Scratch, rule
+from graphmem.tracing.rules.registry import Free, OpCall, Out, Scratch, rule
 
 aten = torch.ops.aten
 _KERNEL = "aten/src/ATen/native/cpu/FlashAttentionKernel.cpp"
@@ -100,3 +100,50 @@ def safe_softmax(call: OpCall) -> Scratch:
     scores = call.args[0]
     rows = scores.numel() // max(scores.shape[call.args[1]], 1)
     return Scratch(program=(Out(), scores.numel(), rows, call.result.element_size()))
+
+
+@rule("scratch", "aten._transformer_encoder_layer_fwd.default", device="cpu",
+      source="aten/src/ATen/native/transformers/transformer.cpp, transformer_encoder_layer_forward; attention.cpp, native_multi_head_attention")  # fmt: skip
+def encoder_layer(call: OpCall) -> Scratch:
+    """Queries, keys and values twice (as computed, then by heads), scores, two norms with their statistics, the wide layer."""
+    source, width, heads = call.args[:3]
+    norm_first, wide = call.args[8], call.args[14]
+    item, tokens = source.element_size(), source.shape[0] * source.shape[1]
+    plain, statistics = tokens * width * item, tokens * item
+    scores = source.shape[0] * heads * source.shape[1] ** 2 * item
+    program: list[int | Out | Free] = []
+
+    def take(nbytes: int) -> int:
+        program.append(nbytes)
+        return sum(isinstance(step, int) for step in program) - 1
+
+    def normed() -> int:
+        output, mean, deviation = take(plain), take(statistics), take(statistics)
+        program.extend((Free(mean), Free(deviation)))
+        return output
+
+    def attended() -> int:
+        joined, split = take(3 * plain), take(3 * plain)
+        program.append(Free(joined))
+        program.append(Free(take(scores)))
+        context, result = take(plain), take(plain)
+        program.extend((Free(context), Free(split)))
+        return result
+
+    first = normed() if norm_first else None
+    after_attention = attended()
+    if first is not None:
+        program.append(Free(first))
+    normed_once = normed()
+    if not norm_first:
+        program.append(Free(after_attention))
+    hidden = take(tokens * wide.shape[0] * item)
+    if norm_first:
+        program.extend((Out(), Free(hidden), Free(normed_once)))
+        return Scratch(program=tuple(program))
+    narrow = take(plain)
+    program.append(Free(hidden))
+    program.append(Out())
+    mean, deviation = take(statistics), take(statistics)
+    program.extend((Free(mean), Free(deviation), Free(narrow)))
+    return Scratch(program=tuple(program))

@@ -93,3 +93,10 @@ def _batch_suits(matrices: torch.Tensor) -> bool:
     _, rows, columns = matrices.shape
     _, down, across = matrices.stride()
     return (across == 1 and down >= columns) or (down == 1 and across >= rows)
+
+
+@rule("scratch", "aten.embedding.default", device="cpu", source="aten/src/ATen/native/Embedding.cpp, embedding_symint")
+def embedding(call: OpCall) -> Scratch | None:
+    """Rows are selected by one flat list of indices, a copy where they are not dense."""
+    nbytes = contiguous_bytes(call.args[1])
+    return Scratch((nbytes,)) if nbytes else None

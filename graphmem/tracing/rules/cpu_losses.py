@@ -96,3 +96,16 @@ def log_sigmoid(call: OpCall) -> tuple[torch.Tensor, torch.Tensor]:
     """The CPU keeps a buffer of the input's size for backward; a GPU keeps an empty one."""
     result = torch.empty_like(call.args[0])
     return result, torch.empty_like(result)
+
+
+@rule("scratch", "aten._ctc_loss.default", "aten._ctc_loss.Tensor", device="cpu", source="aten/src/ATen/native/LossCTC.cpp, ctc_loss_cpu_template")
+def ctc_loss(call: OpCall) -> Scratch:
+    """The table of forward probabilities is allocated before the losses."""
+    return Scratch(order=(1, 0))
+
+
+@rule("scratch", "aten._ctc_loss_backward.default", "aten._ctc_loss_backward.Tensor", device="cpu",
+      source="aten/src/ATen/native/LossCTC.cpp, ctc_loss_backward_cpu_template")  # fmt: skip
+def ctc_loss_backward(call: OpCall) -> Scratch:
+    """A table of backward probabilities beside the one of forward."""
+    return Scratch(after=(call.args[6].nbytes,))

@@ -59,7 +59,7 @@ def layer_norm(call: OpCall) -> Scratch | None:
       "LayerNormBackwardKernelImplInternal")  # fmt: skip
 def layer_norm_backward(call: OpCall) -> Scratch | None:
     """The gradients of weight and bias are first summed per thread."""
-    gradient, tensor, normalized, _, _, weight, bias, wanted = call.args
+    gradient, tensor, normalized, _, _, _, _, wanted = call.args
     columns = torch.Size(normalized).numel()
     sums = 2 * THREADS * columns * tensor.element_size() if wanted[1] or wanted[2] else 0
     program = (contiguous_bytes(tensor), *_outputs(call.result), contiguous_bytes(gradient), sums)
@@ -110,6 +110,13 @@ def group_norm_backward(call: OpCall) -> Scratch:
     return Scratch(after=tuple(sums))
 
 
+@rule("output", "aten.native_batch_norm.default", device="cpu", source="aten/src/ATen/native/Normalization.cpp, batch_norm_cpu")
+def batch_norm_outputs(call: OpCall) -> Any:
+    """Nothing is kept for backward when the running statistics are used."""
+    output, mean, deviation = torch.ops.aten.native_batch_norm.default(*call.args, **call.kwargs)
+    return (output, mean, deviation) if call.args[5] else (output, mean.new_empty(0), deviation.new_empty(0))
+
+
 @rule("scratch", "aten.native_batch_norm.default", "aten._native_batch_norm_legit.default", "aten._native_batch_norm_legit.no_stats",
       device="cpu", source="aten/src/ATen/native/Normalization.cpp, batch_norm_cpu_update_stats_template; cpu/batch_norm_kernel.cpp, "
       "batch_norm_cpu_contiguous_impl")  # fmt: skip
@@ -119,7 +126,7 @@ def batch_norm(call: OpCall) -> Scratch:
     training = call.args[3] if call.name.endswith("no_stats") else call.args[5]
     channel = tensor.shape[1] * _work_bytes(tensor.dtype)
     if not training:
-        return Scratch(program=(Out(0), channel, channel, Free(0)))
+        return Scratch(program=(Out(0), channel, channel, Free(0), Free(1)))
     if _channels_last(tensor):
         return Scratch(program=(Out(0), Out(1), Out(2), channel, channel, THREADS * channel, Free(2), Free(1), Free(0),
                                 channel, channel))  # fmt: skip

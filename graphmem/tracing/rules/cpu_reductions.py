@@ -100,3 +100,10 @@ def index(call: OpCall) -> Scratch | None:
     kept = torch.Size([size for size in untouched if size]).numel()
     count = call.result.numel() // kept if kept else 0
     return Scratch(tuple(count * mask.dim() * 8 for mask in masks))
+
+
+@rule("scratch", "aten.repeat.default", device="cpu", source="aten/src/ATen/native/TensorShape.cpp, repeat (PyTorch 2.13)")
+def repeat(call: OpCall) -> Scratch:
+    """The order of its dimensions is worked out with small tensors."""
+    order = 8 * len(call.args[1])
+    return Scratch(program=(Out(), order, 8, order, Free(1), 2 * order, Free(0), Free(2), Free(3)))

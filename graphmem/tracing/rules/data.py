@@ -174,6 +174,8 @@ def equal(call: OpCall, values: Values) -> bool:
 @rule("data", "aten.index.Tensor", "aten.index_put.default", "aten.index_put_.default", "aten._index_put_impl_.default")
 def index(call: OpCall, values: Values) -> Any:
     """A boolean index selects as many rows as it has true elements."""
+    if not any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in call.args[1]):
+        return NotImplemented
     indices = []
     for item in call.args[1]:
         if item is None or item.dtype not in (torch.bool, torch.uint8):
@@ -198,16 +200,13 @@ def index(call: OpCall, values: Values) -> Any:
 
 
 @rule("data", "aten._to_copy.default")
-def to_copy(call: OpCall, values: Values) -> torch.Tensor:
+def to_copy(call: OpCall, values: Values) -> Any:
     """A copy to the host needs data; between dtypes and to the device it does not."""
     tensor = call.args[0]
-    inputs = values.known.inputs(values.func, call.args, call.kwargs)
-    if tensor.device.type == "meta" and getattr(call.kwargs.get("device"), "type", "meta") == "cpu":
-        if inputs is not None:
-            return values.func(*inputs[0], **inputs[1])
+    if tensor.device.type != "meta" or getattr(call.kwargs.get("device"), "type", "meta") != "cpu":
+        return NotImplemented
+    real = values.real(call.args, call.kwargs)
+    if real is None:
         values.assume("data copied to the host is taken as zeros")
-        return torch.zeros(tensor.shape, dtype=call.kwargs.get("dtype") or tensor.dtype)
-    result: torch.Tensor = values.func(*call.args, **call.kwargs)
-    if inputs is not None:
-        values.known.learn(result, values.func(*inputs[0], **inputs[1]))
-    return result
+        real = torch.zeros(tensor.shape, dtype=call.kwargs.get("dtype") or tensor.dtype)
+    return real

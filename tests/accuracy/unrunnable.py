@@ -1,0 +1,1 @@
+UNRUNNABLE: dict[str, str] = {}
