@@ -149,7 +149,7 @@ def test_disabled_regions_and_float32_lists() -> None:
 
 
 def test_every_listed_function_is_one_of_torchs() -> None:
-    places = (torch, torch.nn.functional, torch.Tensor, torch._C._nn, torch.linalg)
+    places = (torch, torch.nn.functional, torch.Tensor, torch._C._nn, torch._C._linalg)
     for lists in autocast._LISTS.values():
         for name in frozenset().union(*lists) - {
             "frobenius_norm",

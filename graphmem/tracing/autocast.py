@@ -227,18 +227,29 @@ class Autocast:
         )
         #: id of a parameter → the parameter and its cast, until the outermost region ends.
         self._cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        #: Whether a region is open. Below autograd torch itself says no, whatever the region.
+        self.is_open = False
 
     def cast(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments as autocast would hand them to ``func``; the last is cast first, as C++ evaluates them."""
         if not torch.is_autocast_enabled(self._type):
             return args, kwargs
-        action = self._actions.get(getattr(func, "__name__", ""))
+        return self.cast_for(getattr(func, "__name__", ""), args, kwargs)
+
+    def cast_for(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The same by name, whether autocast is on or not: backward formulas that run inside a region are cast too."""
+        action = self._actions.get(name)
         return (args, kwargs) if action is None else action(args, kwargs)
 
     @contextlib.contextmanager
     def available(self) -> Iterator[None]:
         """`torch.autocast("cuda")` works without a GPU, and the cache ends with the outermost region, as torch's own does."""
-        clear = torch.clear_autocast_cache
+        clear, switch = torch.clear_autocast_cache, torch.set_autocast_enabled
+
+        def noted(device_type: Any, enabled: bool | None = None) -> None:
+            if device_type == self._type:
+                self.is_open = bool(enabled)
+            switch(device_type) if enabled is None else switch(device_type, enabled)
 
         def clear_both() -> None:
             self._cache.clear()
@@ -246,6 +257,7 @@ class Autocast:
 
         with (
             replaced(torch, "clear_autocast_cache", clear_both),
+            replaced(torch, "set_autocast_enabled", noted),
             replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         ):
             yield

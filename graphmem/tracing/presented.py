@@ -56,7 +56,7 @@ class Presented(TorchFunctionMode):
         self._torch_device = torch.device("cuda", 0) if device.type == "cuda" else torch.device("cpu")
         self._rules = {rule.target: rule.apply for rule in registry.of("call", device.type).values()}
         self._constructors = frozenset(_device_constructors()) - set(_FROM_DATA)
-        self._autocast = Autocast(device.type)
+        self.autocast = Autocast(device.type)
         self._storage_resized = storage_resized
         self._answers = self._own_answers()
 
@@ -67,13 +67,13 @@ class Presented(TorchFunctionMode):
             return answer(func, args, kwargs)
         rule = self._rules.get(func)
         if rule is not None:
-            args, kwargs = self._autocast.cast(func, args, kwargs)
+            args, kwargs = self.autocast.cast(func, args, kwargs)
             result = rule(PythonCall(func, args, kwargs, self._device))
             if result is not NotImplemented:
                 return result
         if "device" in kwargs or func in self._constructors:
             kwargs = self._redirected(func, kwargs)
-        args, kwargs = self._autocast.cast(func, args, kwargs)
+        args, kwargs = self.autocast.cast(func, args, kwargs)
         return func(*args, **kwargs)
 
     # -- the device -----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Presented(TorchFunctionMode):
     def patched(self) -> Iterator[None]:
         """Hooks that no mode offers, put back afterwards: storage resizing, autocast without a GPU, nested overrides."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._autocast.available())
+            stack.enter_context(self.autocast.available())
             if self._device.type == "cuda":
                 stack.enter_context(cuda_answers(self._device))
             for module, name in _OVERRIDE_CHECKS:

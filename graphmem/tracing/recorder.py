@@ -16,6 +16,7 @@ from torch._C._autograd import _get_sequence_nr
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphmem.timeline.events import Event, Kind, Phase, Value, ValueRef, refs_in
+from graphmem.tracing.autocast import Autocast
 from graphmem.tracing.device import Device
 from graphmem.tracing.drafts import BlockDraft, CallDraft, Held
 from graphmem.tracing.known import KnownValues, tensors_in
@@ -61,6 +62,8 @@ class Recorder(TorchDispatchMode):
         self.failed: tuple[Exception, CallDraft] | None = None
         self._sole = sole_ownership()
         self._results = Results()
+        #: What `torch.autocast` does, for backward inside one of its regions; set by whoever activates both.
+        self.autocast: Autocast | None = None
 
     # -- the start state ------------------------------------------------------------------------------------------
 
@@ -130,6 +133,9 @@ class Recorder(TorchDispatchMode):
         if operator.composite:
             with self:
                 return func.decompose(*args, **kwargs)
+        if self.autocast is not None and self.autocast.is_open and _current_autograd_node() is not None:
+            with self:
+                args, kwargs = self.autocast.cast_for(operator.name.split(".")[1], args, kwargs)
         call = self._describe(operator, args, kwargs)
         if call.phase == "optimizer" and not call.module and on_device is not None and not operator.takes_lists:
             call.module = self._owner(on_device)

@@ -92,6 +92,7 @@ def record(
 def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     """The recorder, the presented device and the module stack, active; all of it undone afterwards."""
     presented = Presented(device, REGISTRY, recorder.resized)
+    recorder.autocast = presented.autocast
     with torch.random.fork_rng(devices=[]), _no_cycle_collection(), presented.patched(), recorder.modules.following():
         with recorder, presented:
             yield

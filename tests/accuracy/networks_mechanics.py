@@ -81,7 +81,7 @@ class Resized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shard = nn.Parameter(normal(WIDTH * WIDTH) / WIDTH)
+        self.shard = nn.Parameter(torch.randn(WIDTH * WIDTH) / WIDTH)
         self.register_buffer("full", torch.empty(WIDTH * WIDTH), persistent=False)
 
     def _fill(self) -> None:

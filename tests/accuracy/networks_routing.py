@@ -39,8 +39,8 @@ class DenseExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.router = nn.Linear(WIDTH, 4)
-        self.up = nn.Parameter(normal(4, WIDTH, 32) / 4)
-        self.down = nn.Parameter(normal(4, 32, WIDTH, seed=1) / 4)
+        self.up = nn.Parameter(torch.randn(4, WIDTH, 32) / 4)
+        self.down = nn.Parameter(torch.randn(4, 32, WIDTH) / 4)
 
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self.router(x).topk(2, dim=-1)
@@ -116,7 +116,7 @@ class Spectrum(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.complex(normal(WIDTH, WIDTH), normal(WIDTH, WIDTH, seed=1)) / WIDTH)
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH, dtype=torch.complex64) / WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(x, dim=-2)

@@ -27,8 +27,7 @@ def _copies(*positions: int) -> Any:
 
 _POOLING = "aten/src/ATen/native/cpu/MaxPoolKernel.cpp, AvgPoolKernel.cpp and AdaptiveAvgPoolKernel.cpp, *_backward_kernel_impl"
 for _name in (
-    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "avg_pool2d_backward", "avg_pool3d_backward",
-    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
+    "max_pool3d_with_indices_backward", "avg_pool3d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
 ):  # fmt: skip
     rule("scratch", f"aten.{_name}.default", device="cpu", source=_POOLING)(_copies(0))
 

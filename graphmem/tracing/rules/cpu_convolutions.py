@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from graphmem.tracing.rules.cpu_contiguous import contiguous_bytes
-from graphmem.tracing.rules.cpu_onednn import ALIGNMENT, BACKWARD_TILES, FORWARD_TILES, TRANSPOSED_TILES, Convolution
+from graphmem.tracing.rules.cpu_onednn import (
+    ALIGNMENT,
+    BACKWARD_TILES,
+    FORWARD_TILES,
+    STRIDED_TILES,
+    TRANSPOSED_TILES,
+    Convolution,
+)
 from graphmem.tracing.rules.registry import Free, OpCall, Out, Scratch, rule
 
 _SOURCE = "aten/src/ATen/native/Convolution.cpp, ConvParams::use_mkldnn; mkldnn/Conv.cpp; oneDNN src/cpu/x64"
@@ -24,7 +31,7 @@ def _channels_last(tensor: torch.Tensor) -> bool:
 
 def _by_onednn(tensor: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], transposed: bool) -> bool:
     """oneDNN runs float32 but for 1x1 convolutions of few images, which one thread does faster by a matrix product."""
-    plain = all(size == 1 for size in (*weight.shape[-2:], *stride, *dilation)) or weight.dim() == 3 and weight.shape[-1] == 1
+    plain = all(size == 1 for size in (*weight.shape[-2:], *stride, *dilation)) or (weight.dim() == 3 and weight.shape[-1] == 1)
     if not torch.backends.mkldnn.is_available() or tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
     one_by_one = plain and all(step == 1 for step in (*stride, *dilation)) and tensor.shape[0] < 16
@@ -51,8 +58,9 @@ def convolution(call: OpCall) -> Scratch | None:
     described = _described(tensor, weight, call.result.shape, stride, groups, bias is not None, transposed)
     if _channels_last(tensor) or _channels_last(weight):
         copied = tuple(0 if _channels_last(item) else item.nbytes for item in (tensor, weight))
+        tiles = TRANSPOSED_TILES if transposed else FORWARD_TILES
         blocked = _transposed_weight(described) if transposed else described.forward().weight
-        return Scratch(program=(*copied, Out(), TRANSPOSED_TILES if transposed else FORWARD_TILES, blocked))
+        return Scratch(program=(*copied, Out(), tiles, blocked))
     if transposed:
         return Scratch(program=_transposed_forward(described, call.result))
     formats = described.forward()
@@ -83,8 +91,8 @@ def convolution_backward(call: OpCall) -> Scratch | None:
         order = [places[index] for index in (0, 2, 1) if index in places]
         return Scratch(program=(contiguous_bytes(gradient), *map(Out, order)))
     described = _described(tensor, weight, gradient.shape, stride, groups, bool(wanted[2]), transposed)
-    if not transposed and (_channels_last(tensor) or _channels_last(weight)):
-        return Scratch(program=_channels_last_backward(call, described, places))
+    if _channels_last(tensor) or _channels_last(weight):
+        return Scratch(program=_channels_last_backward(call, described, places, transposed))
     program: list[int | Out | Free] = [contiguous_bytes(gradient)]
     if wanted[0]:
         program += _data(described, call.result[0].nbytes, transposed, 1)
@@ -119,17 +127,18 @@ def _weights(described: Convolution, result: Any, places: dict[int, int], transp
     return (*kept, Free(taken + 3), Free(taken + 1), Free(taken), *outputs, Free(taken + 2), Free(taken + 4))
 
 
-def _channels_last_backward(call: OpCall, described: Convolution, places: dict[int, int]) -> _Program:
-    gradient, tensor, _, _, _, _, _, _, _, _, wanted = call.args
-    copies = tuple(0 if _channels_last(item) else item.nbytes for item in (gradient, tensor))
-    program: list[int | Out | Free] = [*copies]
+def _channels_last_backward(call: OpCall, described: Convolution, places: dict[int, int], transposed: bool) -> _Program:
+    """All three tensors are brought to that order; the weight's gradient goes by way of a plain tensor."""
+    gradient, tensor, weight, wanted = *call.args[:3], call.args[10]
+    program: list[int | Out | Free] = [0 if _channels_last(item) else item.nbytes for item in (gradient, tensor, weight)]
+    blocked = described.plain_weight if transposed else described.backward_data_in_channels_last()
     if wanted[0]:
-        weight = described.outputs * (-(-described.inputs // 16) * 16) // described.groups * described.taps * described.item
-        program += [Out(0), weight, BACKWARD_TILES, Free(3), Free(2)]
+        tiles = STRIDED_TILES if described.strided and not transposed else BACKWARD_TILES
+        program += [Out(0), blocked, tiles, Free(4), Free(3)]
     if wanted[1]:
         taken = sum(isinstance(step, int) for step in program)
-        gradient_of_weight = call.result[1].nbytes
+        written = described.plain_weight if transposed else described.backward_weights().weight
         bias = call.result[2].nbytes if 2 in places else 0
-        program += [described.backward_weights().weight, bias, *((Out(places[2]),) if bias else ()), gradient_of_weight]
-        program += [Out(places[1]), Free(taken + 2), Free(taken), Free(taken + 1)]
+        program += [written, bias, *((Out(places[2]),) if bias else ()), call.result[1].nbytes, Out(places[1])]
+        program += [Free(taken + 2), Free(taken), Free(taken + 1)]
     return tuple(program)

@@ -72,3 +72,14 @@ def upsample_backward(call: OpCall) -> Scratch | None:
     """The gradient is read as one dense block."""
     nbytes = contiguous_bytes(call.args[0])
     return Scratch(after=(nbytes,)) if nbytes else None
+
+
+@rule("scratch", "aten.max_pool2d_with_indices_backward.default", "aten.avg_pool2d_backward.default",
+      "aten._adaptive_avg_pool2d_backward.default", device="cpu", source="aten/src/ATen/native/cpu/MaxPoolKernel.cpp, AvgPoolKernel.cpp "
+      "and AdaptiveAvgPoolKernel.cpp, *_backward_kernel_impl")  # fmt: skip
+def pooling_backward(call: OpCall) -> Scratch | None:
+    """The gradient is read as one dense block in the input's order, in which the result is computed aside if it has another."""
+    gradient, tensor, result = call.args[0], call.args[1], call.result
+    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last):
+        return Scratch(after=(contiguous_bytes(gradient),))
+    return Scratch(after=(_other_order(gradient), _other_order(result)))

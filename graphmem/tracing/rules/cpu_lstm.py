@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from graphmem.tracing.rules.cpu_contiguous import contiguous_bytes
 from graphmem.tracing.rules.registry import Free, OpCall, Out, Scratch, rule
 
-Tensor = torch.Tensor
 aten = torch.ops.aten
 _PYTORCH = "aten/src/ATen/native/mkldnn/RNN.cpp"
 _ONEDNN = "oneDNN src/cpu/rnn/rnn_utils.hpp, set_workspace_sizes and rnn_utils.cpp, set_offsets"

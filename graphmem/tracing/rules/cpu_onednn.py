@@ -131,6 +131,11 @@ class Convolution:
         inputs, outputs = self._padded(self.inputs), self._padded(self.outputs)
         return Formats(self._source(inputs), outputs * inputs * self.taps * self.item, self._target(outputs))
 
+    def backward_data_in_channels_last(self) -> int:
+        """The weight's format where tensors are in channels-last order."""
+        inputs = self._padded(self.inputs // self.groups, 16 if self.inputs <= 16 else 32)
+        return self.outputs * inputs * self.taps * self.item
+
     def backward_weights(self) -> Formats:
         """Formats of the kernel for the weight's gradient; its weight is what it writes."""
         small = self.kernel[-1] <= 14

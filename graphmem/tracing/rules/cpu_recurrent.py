@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from graphmem.tracing.rules.calls import product_and_bias
 from graphmem.tracing.rules.cpu_lstm import onednn_lstm, onednn_runs
 from graphmem.tracing.rules.registry import OpCall, rule
 from graphmem.tracing.values import Values
 
-Tensor = torch.Tensor
 #: One hidden tensor, or an LSTM's two.
 State = tuple[Tensor, ...]
 #: A direction's weights: input to hidden, hidden to hidden, their biases, and an LSTM's projection.
@@ -122,7 +122,7 @@ def _packed_reversed(
 
 
 def _layer(
-    cell: Cell, inputs: Tensor, states: list[State], weights: list[Weights], sizes: list[int] | None
+    cell: Cell, inputs: Tensor, states: list[State], weights: Sequence[Weights], sizes: list[int] | None
 ) -> tuple[Tensor, list[State]]:
     """One layer, in one direction or two."""
     if sizes is None and len(states) == 2:
@@ -165,7 +165,7 @@ def _run(cell: Cell, call: Any, state: list[Tensor], packed: bool) -> Any:
     directions = 2 if bidirectional else 1
     width = len(flat) // (layers * directions)
     groups = [list(flat[start : start + width]) for start in range(0, len(flat), width)]
-    weights = [group if biased else [*group[:2], None, None, *group[2:]] for group in groups]
+    weights: list[Weights] = [group if biased else [*group[:2], None, None, *group[2:]] for group in groups]
     inputs = call.args[0].transpose(0, 1) if first else call.args[0]
     sizes = call.args[1].tolist() if packed else None
     states = list(zip(*(part.unbind(0) for part in state), strict=True))

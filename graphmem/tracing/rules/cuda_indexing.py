@@ -51,10 +51,21 @@ def embedding_backward(call: OpCall) -> Scratch | None:
 )
 def index_put(call: OpCall) -> Scratch | None:
     """Accumulating writes to the same place must come in order: linear indices are made and sorted."""
+    moved = _moved(call)
     if not call.argument(3, "accumulate", False):
-        return None
+        return Scratch(before=moved) if moved else None
     count = max(item.numel() for item in call.args[1] if item is not None)
     copy = () if call.args[2].is_contiguous() else (call.args[2].numel() * call.args[2].element_size(),)
-    return Scratch(
-        program=(Out(0), count * 8, count * 8, Free(0), *copy, count * 8, count * 8, count * 8, sort_scratch(count, 16))
-    )
+    sorting = (count * 8, count * 8, count * 8, sort_scratch(count, 16))
+    return Scratch(program=(*moved, Out(0), count * 8, count * 8, Free(len(moved)), *copy, *sorting))
+
+
+@rule("scratch", "aten.index.Tensor", device="cuda", source="ATen/native/TensorAdvancedIndexing.cpp, make_info")
+def index(call: OpCall) -> Scratch | None:
+    """Indices on the host are copied to the device first."""
+    moved = _moved(call)
+    return Scratch(before=moved) if moved else None
+
+
+def _moved(call: OpCall) -> tuple[int, ...]:
+    return tuple(item.numel() * 8 for item in call.args[1] if item is not None and item.device.type == "cpu")

@@ -126,3 +126,9 @@ def scan(call: OpCall) -> Scratch | None:
     """The kernel reads contiguous memory."""
     copy = _copy_of(call.args[0])
     return Scratch(after=copy) if copy else None
+
+
+@rule("scratch", "aten.pow.Scalar", device="cuda", source="ATen/native/Pow.cpp, pow.Scalar")
+def power_of_scalar(call: OpCall) -> Scratch:
+    """The base becomes a double (or complex double, or int64) on the device."""
+    return Scratch(after=(16 if isinstance(call.args[0], complex) else 8,))

@@ -97,7 +97,10 @@ def gather_einx_03(table: Tensor, positions: Tensor) -> Tensor:
 
 
 def gather_einx_04(table: Tensor, positions: Tensor) -> Tensor:
-    """The same rows by arithmetic on flat indices, which needs an int64 index for every element."""
+    """The same rows by arithmetic on flat indices, which needs an int64 index for every element.
+
+    `table` becomes the columns, so that they go first when the function ends, as einx's generated code has it.
+    """
     two, context, half = table.shape
     shape = (two, *positions.shape, half)
     flat = table.reshape(-1)
