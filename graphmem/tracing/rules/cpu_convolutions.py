@@ -29,6 +29,12 @@ def _channels_last(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
 
 
+def _in_last_order(tensor: torch.Tensor) -> int:
+    """Bytes of the copy that brings a tensor to channels-last order; a depthwise weight is in it either way."""
+    memory_format = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
+    return 0 if tensor.is_contiguous(memory_format=memory_format) else tensor.nbytes
+
+
 def _by_onednn(tensor: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], transposed: bool) -> bool:
     """oneDNN runs float32 but for 1x1 convolutions of few images, which one thread does faster by a matrix product."""
     plain = all(size == 1 for size in (*weight.shape[-2:], *stride, *dilation)) or (weight.dim() == 3 and weight.shape[-1] == 1)
@@ -57,8 +63,8 @@ def convolution(call: OpCall) -> Scratch | None:
         return Scratch((contiguous_bytes(tensor),))
     described = _described(tensor, weight, call.result.shape, stride, groups, bias is not None, transposed)
     if _channels_last(tensor) or _channels_last(weight):
-        copied = tuple(0 if _channels_last(item) else item.nbytes for item in (tensor, weight))
-        tiles = TRANSPOSED_TILES if transposed else FORWARD_TILES
+        copied = (_in_last_order(tensor), _in_last_order(weight))
+        tiles = TRANSPOSED_TILES if transposed else 0 if described.depthwise else FORWARD_TILES
         blocked = _transposed_weight(described) if transposed else described.forward().weight
         return Scratch(program=(*copied, Out(), tiles, blocked))
     if transposed:
@@ -130,15 +136,16 @@ def _weights(described: Convolution, result: Any, places: dict[int, int], transp
 def _channels_last_backward(call: OpCall, described: Convolution, places: dict[int, int], transposed: bool) -> _Program:
     """All three tensors are brought to that order; the weight's gradient goes by way of a plain tensor."""
     gradient, tensor, weight, wanted = *call.args[:3], call.args[10]
-    program: list[int | Out | Free] = [0 if _channels_last(item) else item.nbytes for item in (gradient, tensor, weight)]
+    program: list[int | Out | Free] = [*map(_in_last_order, (gradient, tensor, weight))]
     blocked = described.plain_weight if transposed else described.backward_data_in_channels_last()
     if wanted[0]:
         tiles = STRIDED_TILES if described.strided and not transposed else BACKWARD_TILES
+        tiles = 0 if described.depthwise else tiles
         program += [Out(0), blocked, tiles, Free(4), Free(3)]
     if wanted[1]:
         taken = sum(isinstance(step, int) for step in program)
-        written = described.plain_weight if transposed else described.backward_weights().weight
+        written, scratch = described.backward_weights_in_channels_last() if not transposed else (described.plain_weight, 0)
         bias = call.result[2].nbytes if 2 in places else 0
-        program += [written, bias, *((Out(places[2]),) if bias else ()), call.result[1].nbytes, Out(places[1])]
-        program += [Free(taken + 2), Free(taken), Free(taken + 1)]
+        program += [written, scratch, bias, Free(taken + 1), *((Out(places[2]),) if bias else ()), call.result[1].nbytes]
+        program += [Out(places[1]), Free(taken + 3), Free(taken), Free(taken + 2)]
     return tuple(program)

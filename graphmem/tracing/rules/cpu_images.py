@@ -78,8 +78,7 @@ def upsample_backward(call: OpCall) -> Scratch | None:
       "aten._adaptive_avg_pool2d_backward.default", device="cpu", source="aten/src/ATen/native/cpu/MaxPoolKernel.cpp, AvgPoolKernel.cpp "
       "and AdaptiveAvgPoolKernel.cpp, *_backward_kernel_impl")  # fmt: skip
 def pooling_backward(call: OpCall) -> Scratch | None:
-    """The gradient is read as one dense block in the input's order, in which the result is computed aside if it has another."""
-    gradient, tensor, result = call.args[0], call.args[1], call.result
-    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last):
-        return Scratch(after=(contiguous_bytes(gradient),))
-    return Scratch(after=(_other_order(gradient), _other_order(result)))
+    """The gradient's order decides the kernel's: a result in the other order is computed aside and copied back."""
+    gradient, result = call.args[0], call.result
+    last = not gradient.is_contiguous() and gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
+    return Scratch(after=(0, _other_order(result)) if last else (contiguous_bytes(gradient), contiguous_bytes(result)))

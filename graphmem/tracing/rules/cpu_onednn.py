@@ -133,13 +133,28 @@ class Convolution:
 
     def backward_data_in_channels_last(self) -> int:
         """The weight's format where tensors are in channels-last order."""
+        if self.depthwise:
+            return self.forward().weight
         inputs = self._padded(self.inputs // self.groups, 16 if self.inputs <= 16 else 32)
         return self.outputs * inputs * self.taps * self.item
+
+    @property
+    def _small_depthwise(self) -> bool:
+        """Depthwise 3x3 on images no smaller than that has a kernel of its own for the weight's gradient."""
+        return self.depthwise and self.kernel[-2:] == (3, 3) and self.input_pixels >= self.taps
+
+    def backward_weights_in_channels_last(self) -> tuple[int, int]:
+        """The format of the weight's gradient there, and the scratch: every group is padded to whole blocks."""
+        if self.groups == 1 or self._small_depthwise:
+            return self.backward_weights().weight, 0
+        inputs, outputs = self._padded(self.inputs // self.groups), self._padded(self.outputs // self.groups)
+        bias = self.groups * outputs * self.item + ALIGNMENT if self.bias else 0
+        return self.groups * inputs * outputs * self.taps * self.item, bias
 
     def backward_weights(self) -> Formats:
         """Formats of the kernel for the weight's gradient; its weight is what it writes."""
         small = self.kernel[-1] <= 14
-        if self.depthwise and self.kernel[-2:] == (3, 3):
+        if self._small_depthwise:
             channels = self._padded(self.groups)
             weight = channels * self.taps * self.item
             return Formats(self._source(channels), weight, self._target(channels), self._padded_bias)

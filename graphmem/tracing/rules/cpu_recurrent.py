@@ -73,7 +73,7 @@ def _full(cell: Cell, inputs: Tensor, state: State, weights: Weights) -> tuple[T
 
 
 def _full_both_ways(
-    cell: Cell, inputs: Tensor, states: list[State], weights: list[Weights]
+    cell: Cell, inputs: Tensor, states: list[State], weights: Sequence[Weights]
 ) -> tuple[Tensor, list[State]]:
     """What is held how long is as in C++: the first direction's steps until the second one's are there, its outputs to the end."""
     steps = _linear(inputs, weights[0], 0).unbind(0)
