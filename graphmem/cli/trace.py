@@ -84,4 +84,4 @@ def command(
             attention=attention, fold=not no_fold, batch_size=batch_size, seq_len=seq_len, dtype=parse_dtype("--dtype", dtype),
             trust_remote_code=trust_remote_code, revision=revision, token=token, offline=offline,
         )  # fmt: skip
-    write(traced.report(by, top, events=chosen in ("csv", "json")), chosen, output, quiet=quiet, explain=False)
+    write(traced.report(by, top, events=chosen == "csv"), chosen, output, quiet=quiet, explain=False)

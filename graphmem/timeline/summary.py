@@ -36,7 +36,8 @@ def _figures(trace: Trace) -> Iterable[Figure]:
     yield Figure("end", "After the step", trace.end, "bytes", "traced")
     op = trace.peak_op
     if op is not None:
-        where = f"{op.phase}, {op.module or 'the step'}, {op.name}" + (f", {op.line}" if op.line else "")
+        module = op.module or ("the optimizer" if op.phase == "optimizer" else trace.modules.get("", "the step"))
+        where = f"{op.phase}, {module}, {op.name}" + (f", {op.line}" if op.line else "")
         yield Figure("peak_where", "Peak at", where, "text", "traced")
     yield Figure("ops", "Operations", len(trace.ops), "count", "traced")
     yield Figure(

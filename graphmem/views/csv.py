@@ -1,4 +1,4 @@
-"""The finest table of a Report as CSV, one row a tensor: what every printed total is a sum of."""
+"""The finest table of a Report as CSV: a row a tensor, or a row an allocation or release; what every printed total is a sum of."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import io
 
 from graphmem.report import Report, Table
 
-KEY = "tensors"
+KEYS = ("tensors", "timeline")
 
 
 def render(report: Report) -> str:
-    """Rows of every section's ``tensors`` table under one header, with the section first. Raw numbers."""
+    """Rows of every section's finest table under one header, with the section first. Raw numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     header: list[str] = []
     for section in report.sections:
-        table = next((table for table in section.tables if table.key == KEY), None)
+        table = next((table for table in section.tables if table.key in KEYS), None)
         if isinstance(table, Table):
             if not header:
                 header = ["section", *(column.key for column in table.columns)]
