@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections import Counter
 from pathlib import Path
@@ -369,3 +370,20 @@ def test_several_optimizers_and_losses() -> None:
     )
     assert sum(b.nbytes for b in sgd.blocks if b.kind == "optimizer") == 2 * 64 * 256 * F32
     assert any(op.phase == "loss" and op.name == "aten.mean.default" for op in sgd.ops)
+
+
+def test_what_the_model_caches_while_it_is_traced_does_not_outlive_the_trace() -> None:
+    module = Cached()
+    graphmem.trace(module, torch.zeros(4))
+    assert positions.cache_info().currsize == 0
+    assert torch.equal(module(torch.zeros(4)), torch.arange(4.0))
+
+
+@functools.lru_cache
+def positions(length: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(float(length), device=device)
+
+
+class Cached(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + positions(x.shape[0], x.device)

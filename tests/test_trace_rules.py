@@ -261,7 +261,7 @@ def test_split_reductions_as_measured(
 def test_dropout_is_fused_on_cuda_and_drawn_on_the_cpu() -> None:
     model, x = nn.Dropout(0.1), torch.zeros(1024, requires_grad=True)
     on_cuda, on_cpu = (graphmem.trace(model, x, device=device) for device in ("cuda", "cpu"))
-    assert [op.name for op in on_cuda.ops][0] == "aten.native_dropout.default"
+    assert on_cuda.ops[0].name == "aten.native_dropout.default"
     assert sum(b.nbytes for b in on_cuda.blocks if b.op is not None) == 1024 * 4 + 1024
     assert "aten.bernoulli_.float" in [op.name for op in on_cpu.ops]
 

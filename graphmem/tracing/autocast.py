@@ -14,197 +14,53 @@ import torch
 
 from graphmem.tracing.patching import replaced
 
-_LOWER = frozenset(
-    [
-        "_convolution",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_tbc",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "convolution",
-        "prelu",
-        "addmm",
-        "addmv",
-        "addr",
-        "matmul",
-        "__matmul__",
-        "__rmatmul__",
-        "einsum",
-        "mm",
-        "mv",
-        "linalg_vecdot",
-        "vecdot",
-        "linear",
-        "addbmm",
-        "baddbmm",
-        "bmm",
-        "chain_matmul",
-        "linalg_multi_dot",
-        "multi_dot",
-        "lstm_cell",
-        "gru_cell",
-        "rnn_tanh_cell",
-        "rnn_relu_cell",
-        "scaled_dot_product_attention",
-    ]
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_LOWER = _names(
+    """
+    _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution prelu
+    addmm addmv addr matmul __matmul__ __rmatmul__ einsum mm mv linalg_vecdot linear addbmm baddbmm bmm
+    chain_matmul linalg_multi_dot lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    scaled_dot_product_attention
+    """
 )
-_FLOAT32 = frozenset(
-    [
-        "acos",
-        "asin",
-        "cosh",
-        "erfinv",
-        "exp",
-        "expm1",
-        "log",
-        "log10",
-        "log2",
-        "log1p",
-        "reciprocal",
-        "rsqrt",
-        "sinh",
-        "tan",
-        "pow",
-        "__pow__",
-        "__rpow__",
-        "softplus",
-        "layer_norm",
-        "native_layer_norm",
-        "group_norm",
-        "frobenius_norm",
-        "nuclear_norm",
-        "cosine_similarity",
-        "poisson_nll_loss",
-        "cosine_embedding_loss",
-        "nll_loss",
-        "nll_loss_nd",
-        "nll_loss2d",
-        "hinge_embedding_loss",
-        "kl_div",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "mse_loss",
-        "margin_ranking_loss",
-        "multilabel_margin_loss",
-        "soft_margin_loss",
-        "triplet_margin_loss",
-        "multi_margin_loss",
-        "binary_cross_entropy_with_logits",
-        "dist",
-        "pdist",
-        "cdist",
-        "renorm",
-        "logsumexp",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "_upsample_nearest_exact1d",
-        "_upsample_nearest_exact2d",
-        "_upsample_nearest_exact3d",
-        "upsample_linear1d",
-        "upsample_bilinear2d",
-        "_upsample_bilinear2d_aa",
-        "upsample_trilinear3d",
-        "upsample_bicubic2d",
-        "_upsample_bicubic2d_aa",
-        "rms_norm",
-    ]
+_FLOAT32 = _names(
+    """
+    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus
+    layer_norm native_layer_norm group_norm frobenius_norm nuclear_norm cosine_similarity poisson_nll_loss
+    cosine_embedding_loss nll_loss nll_loss_nd nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss
+    huber_loss mse_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss
+    multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d
+    upsample_bicubic2d _upsample_bicubic2d_aa rms_norm
+    """
 )
 #: They take a dtype and convert inside: they are asked for float32 rather than given a converted copy.
-_FLOAT32_BY_DTYPE = frozenset(
-    [
-        "prod",
-        "softmax",
-        "log_softmax",
-        "cumprod",
-        "cumsum",
-        "vector_norm",
-        "linalg_vector_norm",
-        "matrix_norm",
-        "linalg_matrix_norm",
-        "sum",
-        "norm",
-    ]
+_FLOAT32_BY_DTYPE = _names(
+    "prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm"
 )
-_PROMOTE = frozenset(
-    [
-        "addcdiv",
-        "addcmul",
-        "atan2",
-        "bilinear",
-        "cross",
-        "dot",
-        "vdot",
-        "grid_sample",
-        "grid_sampler",
-        "index_put",
-        "tensordot",
-        "scatter_add",
-    ]
+_PROMOTE = _names(
+    "addcdiv addcmul atan2 bilinear cross dot vdot grid_sample grid_sampler index_put tensordot scatter_add"
 )
-_CPU_LOWER = frozenset(
-    [
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "bmm",
-        "mm",
-        "linalg_vecdot",
-        "baddbmm",
-        "addmm",
-        "addbmm",
-        "linear",
-        "_convolution",
-        "matmul",
-        "__matmul__",
-        "__rmatmul__",
-        "conv_tbc",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "prelu",
-        "scaled_dot_product_attention",
-    ]
+_CPU_LOWER = _names(
+    """
+    conv1d conv2d conv3d bmm mm linalg_vecdot baddbmm addmm addbmm linear _convolution matmul __matmul__ __rmatmul__
+    conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d prelu scaled_dot_product_attention
+    """
 )
-_CPU_FLOAT32 = frozenset(
-    [
-        "avg_pool3d",
-        "binary_cross_entropy",
-        "grid_sampler",
-        "polar",
-        "prod",
-        "quantile",
-        "nanquantile",
-        "stft",
-        "cdist",
-        "trace",
-        "view_as_complex",
-        "cholesky",
-        "mse_loss",
-        "cosine_embedding_loss",
-        "nll_loss",
-        "nll_loss2d",
-        "hinge_embedding_loss",
-        "poisson_nll_loss",
-        "smooth_l1_loss",
-        "cross_entropy_loss",
-        "l1_loss",
-        "huber_loss",
-        "margin_ranking_loss",
-        "soft_margin_loss",
-        "triplet_margin_loss",
-        "multi_margin_loss",
-        "ctc_loss",
-        "kl_div",
-        "multilabel_margin_loss",
-        "binary_cross_entropy_with_logits",
-    ]
+_CPU_FLOAT32 = _names(
+    """
+    avg_pool3d binary_cross_entropy grid_sampler polar prod quantile nanquantile stft cdist trace view_as_complex
+    cholesky mse_loss cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss poisson_nll_loss smooth_l1_loss
+    cross_entropy_loss l1_loss huber_loss margin_ranking_loss soft_margin_loss triplet_margin_loss multi_margin_loss
+    ctc_loss kl_div multilabel_margin_loss binary_cross_entropy_with_logits
+    """
 )
-_CPU_PROMOTE = frozenset(["stack", "cat", "index_copy"])
+_CPU_PROMOTE = _names("stack cat index_copy")
 
 #: The device's lists: lower precision, float32 by cast, float32 by dtype argument, widest of the inputs.
 _LISTS = {

@@ -16,6 +16,8 @@ class ModuleStack:
 
     def __init__(self, module: torch.nn.Module | None = None) -> None:
         self._paths = {id(child): path for path, child in module.named_modules()} if module is not None else {}
+        #: The classes of all modules, for whoever looks after what they keep.
+        self.classes = {type(child) for child in module.modules()} if module is not None else set()
         self._running: list[tuple[int, str]] = []
         self.current = ""
         #: How deep it is; 0 outside every forward, as in most of backward.

@@ -38,7 +38,9 @@ class Operator:
         self.shape_only = func in SHAPE_ONLY
         #: Made of other operators, which is seen only under ``torch.inference_mode``: elsewhere autograd takes it apart first.
         keys = torch._C.DispatchKey
-        self.composite = func.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd) and not func.has_kernel_for_dispatch_key(keys.CPU)
+        self.composite = func.has_kernel_for_dispatch_key(
+            keys.CompositeImplicitAutograd
+        ) and not func.has_kernel_for_dispatch_key(keys.CPU)
         self._written = [
             (position, argument.name)
             for position, argument in enumerate(schema.arguments)
@@ -51,7 +53,9 @@ class Operator:
         self.output, self.scratch, self.inplace, self.data = map(found, ("output", "scratch", "inplace", "data"))
         self.composite = self.composite and self.output is None and self.data is None
         #: Whether its result follows from the geometry of its arguments: no view, nothing that changes a storage's size.
-        self.repeats = not self.view and not any(mark in self.name for mark in ("resize", "set_", ".out", "_out", "lift"))
+        self.repeats = not self.view and not any(
+            mark in self.name for mark in ("resize", "set_", ".out", "_out", "lift")
+        )
 
     def mutated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors among the arguments that it writes to."""

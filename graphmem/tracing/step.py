@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graphmem.errors import GraphmemError
 from graphmem.timeline.events import Op
+from graphmem.tracing.caches import emptied_caches
 from graphmem.tracing.device import Device
 from graphmem.tracing.failure import StepError, operator_failed, step_failed
 from graphmem.tracing.known import KnownValues, tensors_in
@@ -93,9 +94,11 @@ def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     """The recorder, the presented device and the module stack, active; all of it undone afterwards."""
     presented = Presented(device, REGISTRY, recorder.resized)
     recorder.autocast = presented.autocast
-    with torch.random.fork_rng(devices=[]), _no_cycle_collection(), presented.patched(), recorder.modules.following():
-        with recorder, presented:
-            yield
+    with (
+        torch.random.fork_rng(devices=[]), _no_cycle_collection(), emptied_caches(recorder.modules.classes), presented.patched(),
+        recorder.modules.following(), recorder, presented,
+    ):  # fmt: skip
+        yield
 
 
 @contextlib.contextmanager

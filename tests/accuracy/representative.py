@@ -20,6 +20,17 @@ REPRESENTATIVE = (
 )  # fmt: skip
 
 
+#: (name, trains) whose peak is off by more than 1 %, with what is known of the cause. A test fails when one of them is right.
+MISSES = {
+    ("autocast", False): "oneDNN's bfloat16 product takes scratch memory of a size we do not know the law of",
+    ("autocast", True): "the same",
+    ("checkpoint-non-reentrant", True): "checkpointing keeps the CPU generator's state, a host tensor of 5,056 bytes",
+    ("checkpoint-reentrant", True): "the same",
+    ("embedding-bag", True): "temporaries of its backward are not modelled",
+    ("experts-routed", False): "routing is taken as balanced; the real router was not",
+}
+
+
 def network_cases() -> Iterator[Case]:
     """Every plain network, in eval mode without grad and in training mode."""
     for network in networks():

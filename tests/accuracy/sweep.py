@@ -55,7 +55,9 @@ def measured(name: str, train: bool) -> Row:
         kwargs = inputs(arch, module, labels=train)
         found = compare(Case(name, module, (), kwargs, loss, train))
     except BaseException as error:
-        return Row(name, arch.model_type, train, failure=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return Row(
+            name, arch.model_type, train, failure=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        )
     return Row(
         name, arch.model_type, train, found.measured, found.predicted, found.start, found.real_events, found.matched,
         found.first_difference,
@@ -116,7 +118,10 @@ def page(rows: list[Row], unrunnable: dict[str, str]) -> Iterator[str]:
             f"| {row.name} | {_step(row)} | {row.measured:,} | {row.predicted:,} | {row.error:+.2%} | {row.first_difference.replace('|', '/')} |"
         )
     yield "\n## Do not run here\n\n| class | reason |\n|:--|:--|"
-    yield from (f"| {name} | {' '.join(reason.split())[:200].replace('|', '/')} |" for name, reason in sorted(unrunnable.items()))
+    yield from (
+        f"| {name} | {' '.join(reason.split())[:200].replace('|', '/')} |"
+        for name, reason in sorted(unrunnable.items())
+    )
 
 
 def _step(row: Row) -> str:

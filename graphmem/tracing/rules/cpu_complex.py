@@ -23,7 +23,12 @@ def to_complex(call: OpCall) -> Scratch | None:
     return Scratch(after=(tensor.nbytes,)) if dims != last or not tensor.is_contiguous() else None
 
 
-@rule("scratch", "aten.abs.default", device="cpu", source="aten/src/ATen/native/UnaryOps.cpp, unary_op_impl_with_complex_to_float")
+@rule(
+    "scratch",
+    "aten.abs.default",
+    device="cpu",
+    source="aten/src/ATen/native/UnaryOps.cpp, unary_op_impl_with_complex_to_float",
+)
 def absolute(call: OpCall) -> Scratch | None:
     """The absolute values of complex numbers are complex at first."""
     tensor: torch.Tensor = call.args[0]

@@ -35,9 +35,13 @@ def _in_last_order(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_contiguous(memory_format=memory_format) else tensor.nbytes
 
 
-def _by_onednn(tensor: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], transposed: bool) -> bool:
+def _by_onednn(
+    tensor: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], transposed: bool
+) -> bool:
     """oneDNN runs float32 but for 1x1 convolutions of few images, which one thread does faster by a matrix product."""
-    plain = all(size == 1 for size in (*weight.shape[-2:], *stride, *dilation)) or (weight.dim() == 3 and weight.shape[-1] == 1)
+    plain = all(size == 1 for size in (*weight.shape[-2:], *stride, *dilation)) or (
+        weight.dim() == 3 and weight.shape[-1] == 1
+    )
     if not torch.backends.mkldnn.is_available() or tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
     one_by_one = plain and all(step == 1 for step in (*stride, *dilation)) and tensor.shape[0] < 16
@@ -45,7 +49,13 @@ def _by_onednn(tensor: torch.Tensor, weight: torch.Tensor, stride: Sequence[int]
 
 
 def _described(
-    tensor: torch.Tensor, weight: torch.Tensor, output: Sequence[int], stride: Sequence[int], groups: int, bias: bool, transposed: bool
+    tensor: torch.Tensor,
+    weight: torch.Tensor,
+    output: Sequence[int],
+    stride: Sequence[int],
+    groups: int,
+    bias: bool,
+    transposed: bool,
 ) -> Convolution:
     source, target = (list(output), list(tensor.shape)) if transposed else (list(tensor.shape), list(output))
     kernel = tuple(weight.shape[2:]) if weight.dim() > 3 else (1, *weight.shape[2:])
@@ -144,8 +154,17 @@ def _channels_last_backward(call: OpCall, described: Convolution, places: dict[i
         program += [Out(0), blocked, tiles, Free(4), Free(3)]
     if wanted[1]:
         taken = sum(isinstance(step, int) for step in program)
-        written, scratch = described.backward_weights_in_channels_last() if not transposed else (described.plain_weight, 0)
+        written, scratch = (
+            described.backward_weights_in_channels_last() if not transposed else (described.plain_weight, 0)
+        )
         bias = call.result[2].nbytes if 2 in places else 0
-        program += [written, scratch, bias, Free(taken + 1), *((Out(places[2]),) if bias else ()), call.result[1].nbytes]
+        program += [
+            written,
+            scratch,
+            bias,
+            Free(taken + 1),
+            *((Out(places[2]),) if bias else ()),
+            call.result[1].nbytes,
+        ]
         program += [Out(places[1]), Free(taken + 3), Free(taken), Free(taken + 2)]
     return tuple(program)

@@ -67,7 +67,9 @@ def _other_order(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_contiguous(memory_format=torch.channels_last) else tensor.numel() * tensor.element_size()
 
 
-@rule("scratch", *_names("_backward"), device="cpu", source="aten/src/ATen/native/cpu/UpSampleMoreKernel.cpp, *_backward")
+@rule(
+    "scratch", *_names("_backward"), device="cpu", source="aten/src/ATen/native/cpu/UpSampleMoreKernel.cpp, *_backward"
+)
 def upsample_backward(call: OpCall) -> Scratch | None:
     """The gradient is read as one dense block."""
     nbytes = contiguous_bytes(call.args[0])
@@ -80,5 +82,9 @@ def upsample_backward(call: OpCall) -> Scratch | None:
 def pooling_backward(call: OpCall) -> Scratch | None:
     """The gradient's order decides the kernel's: a result in the other order is computed aside and copied back."""
     gradient, result = call.args[0], call.result
-    last = not gradient.is_contiguous() and gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
+    last = (
+        not gradient.is_contiguous()
+        and gradient.dim() == 4
+        and gradient.is_contiguous(memory_format=torch.channels_last)
+    )
     return Scratch(after=(0, _other_order(result)) if last else (contiguous_bytes(gradient), contiguous_bytes(result)))

@@ -98,7 +98,13 @@ def log_sigmoid(call: OpCall) -> tuple[torch.Tensor, torch.Tensor]:
     return result, torch.empty_like(result)
 
 
-@rule("scratch", "aten._ctc_loss.default", "aten._ctc_loss.Tensor", device="cpu", source="aten/src/ATen/native/LossCTC.cpp, ctc_loss_cpu_template")
+@rule(
+    "scratch",
+    "aten._ctc_loss.default",
+    "aten._ctc_loss.Tensor",
+    device="cpu",
+    source="aten/src/ATen/native/LossCTC.cpp, ctc_loss_cpu_template",
+)
 def ctc_loss(call: OpCall) -> Scratch:
     """The table of forward probabilities is allocated before the losses."""
     return Scratch(order=(1, 0))

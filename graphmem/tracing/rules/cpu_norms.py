@@ -110,7 +110,12 @@ def group_norm_backward(call: OpCall) -> Scratch:
     return Scratch(after=tuple(sums))
 
 
-@rule("output", "aten.native_batch_norm.default", device="cpu", source="aten/src/ATen/native/Normalization.cpp, batch_norm_cpu")
+@rule(
+    "output",
+    "aten.native_batch_norm.default",
+    device="cpu",
+    source="aten/src/ATen/native/Normalization.cpp, batch_norm_cpu",
+)
 def batch_norm_outputs(call: OpCall) -> Any:
     """Nothing is kept for backward when the running statistics are used."""
     output, mean, deviation = torch.ops.aten.native_batch_norm.default(*call.args, **call.kwargs)

@@ -127,7 +127,9 @@ class Convolution:
         if self.strided and self.output_pixels > 1:
             inputs = self._padded(self.inputs, 16 if self.inputs <= 16 else 32)
             weight = self.outputs * inputs * self.taps * self.item
-            return Formats(self._source(self.inputs), weight, self._target(self.outputs), STRIDED_TILES, self.inputs > 1)
+            return Formats(
+                self._source(self.inputs), weight, self._target(self.outputs), STRIDED_TILES, self.inputs > 1
+            )
         inputs, outputs = self._padded(self.inputs), self._padded(self.outputs)
         return Formats(self._source(inputs), outputs * inputs * self.taps * self.item, self._target(outputs))
 

@@ -102,7 +102,9 @@ def index(call: OpCall) -> Scratch | None:
     return Scratch(tuple(count * mask.dim() * 8 for mask in masks))
 
 
-@rule("scratch", "aten.repeat.default", device="cpu", source="aten/src/ATen/native/TensorShape.cpp, repeat (PyTorch 2.13)")
+@rule(
+    "scratch", "aten.repeat.default", device="cpu", source="aten/src/ATen/native/TensorShape.cpp, repeat (PyTorch 2.13)"
+)
 def repeat(call: OpCall) -> Scratch:
     """The order of its dimensions is worked out with small tensors."""
     order = 8 * len(call.args[1])

@@ -91,7 +91,11 @@ def columns(call: OpCall) -> torch.Tensor:
     """The result begins with the size of the input; where it needs less, its storage keeps that size."""
     func = aten.col2im.default if "col2im" in call.name else aten.im2col.default
     result: torch.Tensor = func(*call.args, **call.kwargs)
-    return _within(call.args[0].numel() * result.element_size(), result) if result.numel() < call.args[0].numel() else result
+    return (
+        _within(call.args[0].numel() * result.element_size(), result)
+        if result.numel() < call.args[0].numel()
+        else result
+    )
 
 
 @rule("scratch", "aten.col2im.default", "aten.im2col.default", source=_COLUMNS)
