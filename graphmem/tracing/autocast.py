@@ -40,9 +40,7 @@ _FLOAT32 = _names(
     """
 )
 #: They take a dtype and convert inside: they are asked for float32 rather than given a converted copy.
-_FLOAT32_BY_DTYPE = _names(
-    "prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm"
-)
+_FLOAT32_BY_DTYPE = _names("prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm")
 _PROMOTE = _names(
     "addcdiv addcmul atan2 bilinear cross dot vdot grid_sample grid_sampler index_put tensordot scatter_add"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from graphmem.timeline.events import Block, Kind, Phase
+from graphmem.timeline.events import Block, Kind, Phase, refs_in
 from graphmem.tracing.source import Place
 
 
@@ -50,3 +50,7 @@ class CallDraft:
         self.kwargs: dict[str, Any] = {}
         self.outputs: tuple[int, ...] = ()
         self.saved: tuple[int, ...] = ()
+
+    def values(self) -> list[int]:
+        """The values among its arguments and results."""
+        return [*refs_in((self.args, tuple(self.kwargs.values()))), *self.outputs]

@@ -18,6 +18,7 @@ class Operator:
         "_written",
         "composite",
         "data",
+        "detaches",
         "inplace",
         "mutates",
         "name",
@@ -52,6 +53,8 @@ class Operator:
 
         self.output, self.scratch, self.inplace, self.data = map(found, ("output", "scratch", "inplace", "data"))
         self.composite = self.composite and self.output is None and self.data is None
+        #: Autograd detaches what it saves; whoever uses the tensor afterwards means the original.
+        self.detaches = self.name == "aten.detach.default"
         #: Whether its result follows from the geometry of its arguments: no view, nothing that changes a storage's size.
         self.repeats = not self.view and not any(
             mark in self.name for mark in ("resize", "set_", ".out", "_out", "lift")

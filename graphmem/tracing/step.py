@@ -85,14 +85,14 @@ def record(
         except Exception as error:
             raise _located(error, recorder) from error
         finally:
-            recorder.close()
+            recorder.ledger.close()
     return recorder
 
 
 @contextlib.contextmanager
 def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     """The recorder, the presented device and the module stack, active; all of it undone afterwards."""
-    presented = Presented(device, REGISTRY, recorder.resized)
+    presented = Presented(device, REGISTRY, recorder.ledger.resized)
     recorder.autocast = presented.autocast
     with (
         torch.random.fork_rng(devices=[]), _no_cycle_collection(), emptied_caches(recorder.modules.classes), presented.patched(),
@@ -117,11 +117,11 @@ def start_state(recorder: Recorder, module: torch.nn.Module, inputs: Inputs) -> 
     """Tell the recorder what is on the device before the step: parameters, buffers, inputs."""
     with unrecorded():
         for name, parameter in module.named_parameters():
-            recorder.start_with(parameter, name, "parameter", name.rpartition(".")[0])
+            recorder.ledger.start_with(parameter, name, "parameter", name.rpartition(".")[0])
         for name, buffer in module.named_buffers():
-            recorder.start_with(buffer, name, "buffer", name.rpartition(".")[0])
+            recorder.ledger.start_with(buffer, name, "buffer", name.rpartition(".")[0])
         for name, tensor in inputs.named():
-            recorder.start_with(tensor, name, "activation", "")
+            recorder.ledger.start_with(tensor, name, "activation", "")
         for tensor in [*module.buffers(), *(tensor for _, tensor in inputs.named())]:
             if (data := inputs.data.get(id(tensor))) is not None:
                 recorder.known.learn(tensor, data)
@@ -163,7 +163,7 @@ def _run(recorder: Recorder, module: torch.nn.Module, inputs: Inputs, workload: 
         recorder.phase = "optimizer"
         optimizer.step()
         mark_states(recorder, optimizer)
-    recorder.close()  # before output, loss and optimizer go out of scope, as they do not in the user's loop
+    recorder.ledger.close()  # before output, loss and optimizer go out of scope, as they do not in the user's loop
 
 
 def _precision(workload: Workload, device: Device) -> Any:
@@ -199,9 +199,9 @@ def mark_kept(recorder: Recorder, output: Any, loss: Any) -> None:
     with unrecorded():
         outputs = every_tensor(output)
         for tensor in outputs:
-            recorder.mark_temporary(tensor, "activation")
+            recorder.ledger.mark_temporary(tensor, "activation")
         for tensor in cache_tensors(output):
-            recorder.mark(tensor, "kv_cache")
+            recorder.ledger.mark(tensor, "kv_cache")
         for node in nodes_of([*outputs, *([loss] if isinstance(loss, torch.Tensor) else [])]):
             recorder.saved(node._sequence_nr(), saved_tensors(node))
 
@@ -211,7 +211,7 @@ def mark_states(recorder: Recorder, optimizer: Any) -> None:
     with unrecorded():
         for parameter, state in getattr(optimizer, "state", {}).items():
             for tensor in tensors_in(list(state.values()) if isinstance(state, dict) else state):
-                recorder.mark(tensor, "optimizer", parameter)
+                recorder.ledger.mark(tensor, "optimizer", parameter)
 
 
 def cache_tensors(output: Any) -> list[torch.Tensor]:
@@ -248,8 +248,8 @@ def finished(recorder: Recorder, target: str, settings: Mapping[str, str]) -> Tr
         for c in recorder.calls
     )
     return Trace(
-        recorder.device, target, settings, ops, tuple(recorder.values),
-        tuple(draft.finished() for draft in recorder.blocks), tuple(recorder.events), recorder.placeholders,
+        recorder.device, target, settings, ops, tuple(recorder.ledger.values),
+        tuple(draft.finished() for draft in recorder.ledger.blocks), tuple(recorder.ledger.events), recorder.ledger.placeholders,
         assumptions=recorder.assumptions,
     )  # fmt: skip
 

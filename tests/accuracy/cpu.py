@@ -93,7 +93,7 @@ def predict(case: Case) -> tuple[Trace, int]:
         step = one_step(case, module, inputs.args, inputs.kwargs, lambda phase: setattr(recorder, "phase", phase))
         for recorder.step in range(2):
             gc.collect()
-            begin = len(recorder.events)
+            begin = len(recorder.ledger.events)
             step()
 
     with warnings.catch_warnings(), no_cycle_collection():

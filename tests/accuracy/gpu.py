@@ -59,7 +59,7 @@ def predicted(case: SnapshotCase) -> tuple[list[Event], int]:
 
     def run(recorder: Recorder) -> None:
         with torch.device("cuda"):  # meta, to everyone but the script
-            case.script(lambda name: marks.__setitem__(name, len(recorder.events)))
+            case.script(lambda name: marks.__setitem__(name, len(recorder.ledger.events)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

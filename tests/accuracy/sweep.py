@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -68,10 +69,11 @@ def _batch(work: list[tuple[str, bool]]) -> list[Row]:
     return [measured(name, train) for name, train in work]
 
 
-def run(names: list[str], into: Path, jobs: int) -> list[Row]:
+def run(names: list[str], into: Path, jobs: int, minutes: float) -> list[Row]:
     """All rows of ``names``, those in ``into`` already among them."""
     have = {(row.name, row.train): row for row in read(into)} if into.exists() else {}
     todo = [(name, train) for name in names for train in (False, True) if (name, train) not in have]
+    random.Random(0).shuffle(todo)  # a run that is cut has seen a fair sample
     batches = [todo[i : i + 8] for i in range(0, len(todo), 8)]
     context = multiprocessing.get_context("spawn")
     started = time.monotonic()
@@ -83,7 +85,10 @@ def run(names: list[str], into: Path, jobs: int) -> list[Row]:
             file.flush()
             left = (time.monotonic() - started) / number * (len(batches) - number)
             print(f"\r{number * 8} of {len(todo)} runs, {left / 60:.0f} minutes left   ", end="", file=sys.stderr)
-    return [have[name, train] for name in names for train in (False, True)]
+            if time.monotonic() - started > minutes * 60:
+                pool.shutdown(cancel_futures=True)
+                break
+    return [have[name, train] for name in names for train in (False, True) if (name, train) in have]
 
 
 def read(path: Path) -> list[Row]:
@@ -91,7 +96,7 @@ def read(path: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def page(rows: list[Row], unrunnable: dict[str, str]) -> Iterator[str]:
+def page(rows: list[Row], classes: int, unrunnable: dict[str, str]) -> Iterator[str]:
     """docs/accuracy-sweep.md."""
     traced = [row for row in rows if not row.failure]
     within = {limit: sum(abs(row.error) <= limit for row in traced) for limit in (0.0, 0.001, 0.01, 0.05)}
@@ -103,8 +108,8 @@ def page(rows: list[Row], unrunnable: dict[str, str]) -> Iterator[str]:
         "the `cpu` rules. The peak includes parameters, buffers and inputs. Models this small have activations of kilobytes, so that what\n"
         "kernels take beside their outputs weighs far more here than in models people train.\n"
     )
-    yield f"- classes: {len({row.name for row in rows})} run for real here, {len(unrunnable)} do not (listed below)"
-    yield f"- runs: {len(rows)}; traced: {len(traced)}; not traced: {len(rows) - len(traced)}"
+    yield f"- classes: {classes} that run for real here; {len(unrunnable)} do not (listed below)"
+    yield f"- runs, one for each step of a class: {len(rows)} of {2 * classes} in this sweep (in random order); traced: {len(traced)}; not traced: {len(rows) - len(traced)}"
     for limit, count in within.items():
         yield f"- peak {'exact' if limit == 0 else f'within {limit:.1%}'}: {count} ({count / max(len(traced), 1):.2%})"
     yield f"- events equal in order and bytes: {matched:,} of {events:,} ({matched / max(events, 1):.2%})\n"
@@ -133,13 +138,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy.sweep", description=__doc__)
     parser.add_argument("names", nargs="*", help="classes; by default all, and then the page is written")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=600, help="stop after so long; the page says how much was run")
     parser.add_argument("--rows", type=Path, default=Path("sweep.jsonl"), help="where rows are kept")
     options = parser.parse_args()
     from tests.accuracy.architectures import runnable, unrunnable
 
     names = options.names or [arch.name for arch in runnable()]
-    rows = run(names, options.rows, options.jobs)
-    text = "\n".join(page(rows, {entry.name: entry.reason for entry in unrunnable()}))
+    rows = run(names, options.rows, options.jobs, options.minutes)
+    text = "\n".join(page(rows, len(names), {entry.name: entry.reason for entry in unrunnable()}))
     if options.names:
         print(text)
     else:

@@ -51,6 +51,17 @@ class Free(NamedTuple):
     taken: int
 
 
+class Kept(NamedTuple):
+    """A library takes memory at its first use by a thread, and keeps it."""
+
+    library: str
+    nbytes: int
+
+
+#: Bytes taken, an output allocated, something freed, a library's workspace.
+Step = int | Out | Free | Kept
+
+
 @dataclass(frozen=True, slots=True)
 class Scratch:
     """Bytes a kernel takes beside its outputs. ``before`` and ``after`` are relative to its outputs, and freed when it returns."""
@@ -66,6 +77,15 @@ class Scratch:
     program: tuple[int | Out | Free, ...] = ()
     #: Positions of outputs that are in host memory.
     host: tuple[int, ...] = ()
+
+
+def steps_of(scratch: Scratch, outputs: int) -> list[Step]:
+    """What a kernel does, step by step; a library is asked for its workspace when the outputs are there."""
+    if scratch.program:
+        told = {step.position for step in scratch.program if isinstance(step, Out)}
+        return [*scratch.program, *(Out(position) for position in range(outputs) if position not in told)]
+    order = [Out(position) for position in scratch.order or range(outputs)]
+    return [*scratch.before, *order, *(Kept(*one) for one in scratch.workspace), *scratch.after]
 
 
 @dataclass(frozen=True)
