@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphmem.sources.catalog import read_catalog
+from tests import speed_trace
 from tests.checkpoints import safetensors_file, sharded, write_all
 from tests.hub import Hub
 from tests.models import config_bytes, tensor
@@ -70,6 +71,7 @@ def main() -> None:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_DISABLE_TELEMETRY": "1"}
         _start_up(hub, env)
         _large(hub, env, Path(home))
+    speed_trace.report()
 
 
 def _start_up(hub: Hub, env: dict[str, str]) -> None:

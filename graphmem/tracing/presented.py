@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.utils.checkpoint
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
@@ -148,12 +151,15 @@ class Presented(TorchFunctionMode):
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
         """Hooks that no mode offers, put back afterwards: storage resizing, autocast without a GPU, nested overrides."""
+        checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.autocast.available())
             if self._device.type == "cuda":
                 stack.enter_context(cuda_answers(self._device))
             for module, name in _OVERRIDE_CHECKS:
                 stack.enter_context(replaced(module, name, _overridden_by_a_subclass))
+            # Hooks run where this mode is not active and see meta; checkpointing compares what they saw with what it sees.
+            stack.enter_context(patch.dict(checks, default=_shape_and_dtype))
             stack.enter_context(replaced(torch.UntypedStorage, "resize_", self._resize(torch.UntypedStorage.resize_)))
             yield
 
@@ -167,14 +173,20 @@ class Presented(TorchFunctionMode):
         return resize_
 
 
-def _override_checks() -> tuple[tuple[Any, str], ...]:
-    import torch._tensor
-    import torch.functional
-    import torch.nn.functional
+def _shape_and_dtype(tensor: torch.Tensor) -> dict[str, Any]:
+    return {"shape": tensor.shape, "dtype": tensor.dtype}
 
+
+def _override_checks() -> tuple[tuple[Any, str], ...]:
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    modules = (torch.nn.functional, torch.functional, torch._tensor, torch.overrides)
-    return tuple((module, name) for module in modules for name in names if hasattr(module, name))
+    originals = {id(getattr(torch.overrides, name)) for name in names}
+    inside = [module for path, module in list(sys.modules.items()) if path.partition(".")[0] == "torch"]
+    return tuple(
+        (module, name)
+        for module in inside
+        for name in names
+        if id(vars(module).get(name)) in originals and module is not torch._C
+    )
 
 
 def _plain(data: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -13,9 +14,8 @@ from graphmem.tracing.known import tensors_in
 
 @cache
 def _saved_names(node_type: Any) -> tuple[str, ...]:
-    """The attributes under which a generated backward function shows its saved tensors."""
-    names = [name for name in dir(node_type) if name.startswith("_saved_")]
-    return tuple(name for name in names if name not in ("_saved_tensors", "_raw_saved_tensors"))
+    """The attributes under which a backward function holds what it saved, as it was packed."""
+    return tuple(name for name in dir(node_type) if name.startswith("_raw_saved_"))
 
 
 def nodes_of(outputs: list[torch.Tensor]) -> Iterator[Any]:
@@ -32,15 +32,13 @@ def nodes_of(outputs: list[torch.Tensor]) -> Iterator[Any]:
 
 
 def saved_tensors(node: Any) -> list[torch.Tensor]:
-    """The tensors one backward function keeps. Those behind hooks (checkpointing, offload) are not on the device, so not listed."""
+    """The tensors one backward function keeps; of hooks, what they packed, if those are tensors. Nothing is unpacked: that may
+    run a checkpointed forward again."""
     found: list[torch.Tensor] = []
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return tensors_in(node.saved_tensors)
     kind: Any = type(node)
     for name in _saved_names(kind):
-        try:
-            value = getattr(node, name)
-        except RuntimeError:  # released already, or a hook that unpacks only in backward
-            continue
-        found += tensors_in(value)
+        held = getattr(node, name)
+        for saved in held if isinstance(held, list | tuple) else (held,):
+            with contextlib.suppress(RuntimeError):  # released already
+                found += tensors_in(getattr(saved, "data", None))
     return found

@@ -247,6 +247,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config": {"sliding_window": 8}},
     "superglue": {"keypoint_detector_config": {"keypoint_decoder_dim": 65}},
     "superpoint": {"keypoint_decoder_dim": 65},
+    "swin2sr": {"image_size": 32},
     "swin": {"window_size": 2},
     "t5": {"decoder_start_token_id": 0},
     "t5gemma2": {"encoder": {"mm_tokens_per_image": 4}},

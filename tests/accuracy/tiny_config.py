@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -12,8 +13,9 @@ from transformers.integrations.heterogeneity.configuration_utils import Ambiguou
 
 from tests.accuracy.tiny_rules import LAYERS, VOCABULARY, apply, is_width, rule_for
 
+#: Fields that hold ids of special tokens.
 _TOKEN = re.compile(r".*(token_ids?|token_index|_token_id_.*)|(boi|eoi|boa|eoa|bos|eos|pad|sep)_(token_)?(id|index)")
-
+#: Fields that hold the width of the whole model, its depth, and the kind of each layer.
 _HIDDEN = {"hidden_size", "d_model", "dim", "n_embd", "embed_dim", "hidden_dim"}
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
 _KINDS = {"layer_types", "mlp_layer_types", "layers_block_type", "block_types", "layer_type_list", "attention_layers"}
@@ -47,6 +49,7 @@ _INDICES = {
     "intermediate_hidden_state_indices": 2,
     "intermediate_layers_indices": 2,
 }
+#: Fields that count heads, and those that hold what the heads divide.
 _WIDTHS = ("embed_dim", "hidden_size", "d_model", "n_embd", "dim")
 _HEADS = {
     "num_attention_heads": _WIDTHS,
@@ -194,8 +197,8 @@ def _sampled_layers(values: Mapping[str, Any], shrunk: Mapping[str, Any]) -> dic
         return {}  # A short list is one of stages.
     kinds = list(zip(*(map(str, value) for name, value in lists.items() if name in _KINDS), strict=True))
     firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-    chosen = sorted({*firsts, *list(range(values[depth]))[: max(0, LAYERS - len(firsts))]})
-    chosen = chosen if len(chosen) >= LAYERS else [*chosen, *(i for i in range(LAYERS) if i not in chosen)][:LAYERS]
+    others = (index for index in range(values[depth]) if index not in firsts)
+    chosen = sorted([*firsts, *islice(others, max(0, LAYERS - len(firsts)))])
     return {depth: len(chosen)} | {
         name: [shrunk[name][index] if name in shrunk else value[index] for index in chosen]
         for name, value in lists.items()

@@ -20,6 +20,7 @@ from tests.accuracy.network import integers, normal, tensors
 from tests.accuracy.tiny_config import special_tokens
 from tests.accuracy.tiny_rules import VOCABULARY
 
+#: Examples, tokens and decoded tokens of each, choices, samples of sound (a second), frames of it, pixels a side.
 BATCH, TOKENS, DECODED, CHOICES, SAMPLES, FRAMES, PIXELS = 2, 16, 8, 2, 16000, 64, 64
 
 

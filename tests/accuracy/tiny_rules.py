@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+#: What counts are capped at.
 VOCABULARY = 128
 LAYERS = 2
-EXPERTS = 4
+EXPERTS = 8
 POSITIONS = 512
 WINDOW = 8
 #: A rule gives the new value of a number; the second argument is what widths are divided by.
@@ -75,7 +76,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
         _cap(LAYERS),
     ),
     # Experts.
-    (r"(moe_)?num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|zero_expert_num", _cap(2 * EXPERTS)),
+    (r"(moe_)?num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|zero_expert_num", _cap(EXPERTS)),
     (r"num_experts_per_tok|moe_topk|moe_k|.*experts_per_token|num_experts_per_token", _cap(2)),
     (r"n_group", _cap(2)),
     (r"topk_group", _cap(1)),

@@ -78,8 +78,9 @@ def recurrent(call: Any) -> Any:
     x, hidden, weights, biases, layers, p, train, both, batch_first = call.args
     h, c = hidden if call.func is torch.lstm else (hidden, None)
     stride = 4 if biases else 2
+    # The weights are views of one buffer (nn.LSTM flattens them on the GPU); one of them stands for it, there being no data.
     output, hy, cy, _, _ = aten._cudnn_rnn(
-        x, list(weights), stride, None, h, c, _MODES[call.func], (c if c is not None else h).shape[-1], 0, layers, batch_first, float(p),
+        x, list(weights), stride, weights[0].detach(), h, c, _MODES[call.func], (c if c is not None else h).shape[-1], 0, layers, batch_first, float(p),
         bool(train), bool(both), [], None,
     )  # fmt: skip
     return (output, hy, cy) if call.func is torch.lstm else (output, hy)
