@@ -84,3 +84,23 @@ def recurrent(call: Any) -> Any:
         bool(train), bool(both), [], None,
     )  # fmt: skip
     return (output, hy, cy) if call.func is torch.lstm else (output, hy)
+
+
+@rule(
+    "output", "aten._cudnn_rnn_backward.default", device="cuda", source="ATen/native/cudnn/RNN.cpp, _cudnn_rnn_backward"
+)
+def recurrent_backward(
+    call: OpCall,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, list[torch.Tensor]]:
+    """The weights' gradients are views of one buffer. cuDNN's workspace and reserve are its own choice and left out."""
+    x, weights, h, c = call.args[0], call.args[1], call.args[4], call.args[5]
+    wanted = call.args[-1]
+    buffer = torch.empty(sum(weight.numel() for weight in weights), dtype=x.dtype, device="meta")
+    parts = buffer.split([weight.numel() for weight in weights])
+    gradients = [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)] if wanted[3] else []
+    return (
+        torch.empty_like(x) if wanted[0] else None,
+        torch.empty_like(h) if wanted[1] else None,
+        torch.empty_like(c) if wanted[2] and c is not None else None,
+        gradients,
+    )
