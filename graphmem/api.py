@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphmem.errors import GraphmemError
 from graphmem.inspection.assemble import Detail, inspection
 from graphmem.report import Report
 from graphmem.sources.load import Access, load
@@ -59,13 +60,13 @@ def trace(
     grad: bool = True,
     autocast: torch.dtype | str | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
-    optimizer: Callable[[Any], Any] | None = None,
+    optimizer: Callable[[Any], Any] | str | None = None,
     device: str | Device = "cuda",
     steps: int = 1,
     routing: Routing = "balanced",
     attention: Attention | None = None,
     fold: bool = True,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     seq_len: int | None = None,
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
@@ -85,7 +86,7 @@ def trace(
         grad: whether autograd records in a forward-only step (``torch.no_grad()`` if not).
         autocast: dtype for `torch.autocast` around forward and loss (``torch.bfloat16``).
         loss: ``loss(output) -> scalar``; by default the output's own ``loss``, else the sum of its floating-point tensors.
-        optimizer: a class or any callable on the parameters; by default `torch.optim.AdamW`.
+        optimizer: a class of `torch.optim` or its name, or any callable on the parameters; by default `torch.optim.AdamW`.
         device: ``"cuda"`` (an A100), ``"h100"``, ``"cpu"``, or a `Device`.
         steps: how many steps in a row; the first creates gradients and optimizer state.
         routing: how a router's choice of experts falls, ``"balanced"`` or ``"worst"``.
@@ -99,15 +100,21 @@ def trace(
     Raises:
         GraphmemError: with one line that says what is wrong, where, and what to do next.
     """
+    from graphmem.tracing.targets import require_torch
+
+    require_torch()
     from graphmem.tracing.device import device_named
+    from graphmem.tracing.names import dtype_named, optimizer_named
     from graphmem.tracing.run import trace_module
     from graphmem.tracing.targets import Choices, resolve
 
-    def torch_name(dtype: torch.dtype | str | None) -> str | None:
-        return None if dtype is None else str(dtype).removeprefix("torch.")
-
-    workload = Workload(step, grad, torch_name(autocast), loss, optimizer, steps, routing, attention, fold)
-    choices = Choices(batch_size, seq_len, torch_name(dtype), trust_remote_code, Access(revision, token, offline))
+    chosen = optimizer_named(optimizer) if isinstance(optimizer, str) else optimizer
+    if chosen is not None and not callable(chosen):
+        raise GraphmemError("optimizer is an object; give its class, or lambda parameters: SGD(parameters, lr=0.1)")
+    workload = Workload(step, grad, dtype_named("autocast", autocast), loss, chosen, steps, routing, attention, fold)
+    choices = Choices(
+        batch_size, seq_len, dtype_named("dtype", dtype), trust_remote_code, Access(revision, token, offline)
+    )
     module, args, kwargs, name = resolve(target, inputs, workload, choices)
     return trace_module(module, args, kwargs, workload, device_named(device), name)
 

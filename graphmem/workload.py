@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from graphmem.errors import GraphmemError
 
 StepKind = Literal["forward", "train"]
 Routing = Literal["balanced", "worst"]
@@ -32,6 +34,17 @@ class Workload:
     attention: Attention | None = None
     #: Trace repeated layers a few times only and replicate their events.
     fold: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("step", self.step, get_args(StepKind)),
+            ("routing", self.routing, get_args(Routing)),
+            ("attention", self.attention, (None, *get_args(Attention))),
+        ):
+            if value not in allowed:
+                raise GraphmemError(f"{name} {value!r}: use {', '.join(repr(choice) for choice in allowed if choice)}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise GraphmemError(f"steps {self.steps!r}: must be 1 or more")
 
     @property
     def trains(self) -> bool:

@@ -211,11 +211,18 @@ def test_random_numbers_are_not_used_up() -> None:
 
 
 def test_a_failure_names_module_operation_and_line() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"inner": nn.Linear(5, 5)})["inner"])
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(5, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(x))
+
     with pytest.raises(
-        graphmem.GraphmemError, match=r"^in 1 at aten\.addmm\.default \(test_trace\.py:\d+\): RuntimeError: "
+        graphmem.GraphmemError, match=r"^in two at aten\.addmm\.default \(test_trace\.py:\d+\): RuntimeError: "
     ):
-        graphmem.trace(model, torch.zeros(2, 4))
+        graphmem.trace(Model(), torch.zeros(2, 4))
 
 
 def test_a_failure_of_python_names_module_and_line() -> None:

@@ -140,3 +140,50 @@ def test_the_module_is_whole_again_after_a_failure() -> None:
     with pytest.raises(graphmem.GraphmemError, match="after the layers"):
         graphmem.trace(module, torch.zeros(2, 8))
     assert len(module.layers) == 12
+
+
+class Special(nn.Module):
+    """Layers that look alike, one of which is treated otherwise where folding does not run it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.layers = how, nn.ModuleList(nn.Linear(8, 8) for _ in range(16))
+        if how == "private":
+            self.layers[11]._wide = True
+        if how == "tied":
+            self.layers[11].weight = self.layers[10].weight
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        kept = []
+        for index, layer in enumerate(self.layers):
+            with torch.set_grad_enabled(self.how != "no grad" or index >= 11):
+                x = layer(x)
+            if self.how == "operation" and index == 11:
+                x = x.repeat(3, 1)
+            if self.how == "kept" and index in (5, 11):
+                kept.append(x)
+            if getattr(layer, "_wide", False):
+                x = torch.cat([x, x])
+        return [*kept, x]
+
+
+@pytest.mark.parametrize("how", ["operation", "kept", "private", "tied", "no grad"])
+@pytest.mark.parametrize("step", ["forward", "train"])
+def test_a_special_layer_among_those_left_out_is_noticed(how: str, step: str) -> None:
+    module, x = Special(how), torch.zeros(2, 8)
+    settings = {"step": step, "grad": step == "train", "loss": lambda outputs: outputs[0].sum()}
+    folded, whole = (graphmem.trace(module, x, fold=fold, **settings) for fold in (True, False))  # type: ignore[arg-type]
+    assert folded.events == whole.events
+    assert folded.blocks == whole.blocks
+    assert folded.start == whole.start
+
+
+def test_what_a_model_installs_when_first_called_is_not_left_from_the_shortened_run() -> None:
+    config = transformers.MixtralConfig(num_hidden_layers=9, num_local_experts=4, **LLAMA)
+    with torch.device("meta"):
+        module = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.arange(32).reshape(2, 16)
+    inputs = {"input_ids": ids, "labels": ids, "use_cache": False, "output_router_logits": True}
+    folded, whole = (graphmem.trace(module, inputs, step="train", fold=fold) for fold in (True, False))
+    assert [op.name for op in folded.ops] == [op.name for op in whole.ops]
+    assert folded.events == whole.events

@@ -58,6 +58,7 @@ def _build_transformers(config: Mapping[str, Any], what: str, class_name: str) -
             warnings.simplefilter("ignore")  # of deprecated config keys, which are the checkpoint's, not the user's
             cls = cls or _class_for(transformers, config, what)
             config_class = getattr(cls, "config_class", None) or transformers.CONFIG_MAPPING[model_type]
+            settings = {key: value for key, value in settings.items() if not _is_computed(config_class, key)}
             with _default_dtype(stored_dtype(config)), torch.device("meta"):
                 model: torch.nn.Module = cls(config_class.from_dict(settings))
     except UnsupportedError:
@@ -65,6 +66,12 @@ def _build_transformers(config: Mapping[str, Any], what: str, class_name: str) -
     except Exception as error:
         raise _cannot_build(error, f"transformers {transformers.__version__}", what) from error
     return model
+
+
+def _is_computed(config_class: Any, key: str) -> bool:
+    """Whether the class works a key out itself: configs saved by other releases carry it all the same (Jamba's layer_types)."""
+    found = getattr(config_class, key, None)
+    return isinstance(found, property) and found.fset is None
 
 
 def _build_diffusers(config: Mapping[str, Any], what: str, class_name: str) -> torch.nn.Module:

@@ -77,6 +77,12 @@ class Op:
     node: str = ""
     #: Values that autograd keeps for the backward of this operation.
     saved: tuple[int, ...] = ()
+    #: Whether grad mode was on.
+    grad: bool = True
+
+    def __repr__(self) -> str:
+        where = ", ".join(part for part in (self.phase, self.module, self.line) if part)
+        return f"<Op {self.name}: {where}>"
 
 
 class Event(NamedTuple):

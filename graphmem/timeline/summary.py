@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
+from graphmem.errors import GraphmemError
 from graphmem.report import Cell, Column, Figure, Report, Row, Section, Table, sum_row
 from graphmem.timeline.events import KINDS, Block, rounded
 
@@ -51,12 +52,17 @@ def _figures(trace: Trace) -> Iterable[Figure]:
 
 
 def _saved_bytes(trace: Trace) -> int:
-    kept = {trace.values[value].block for op in trace.ops for value in op.saved}
-    return sum(
-        _size(trace, trace.blocks[b])
-        for b in kept
-        if b is not None and trace.blocks[b].kind == "activation" and trace.blocks[b].op is not None
-    )
+    """Of the step that saves most."""
+    kept: dict[int, set[int]] = {}
+    for op in trace.ops:
+        blocks = {block for value in op.saved if (block := trace.values[value].block) is not None}
+        kept.setdefault(op.step, set()).update(blocks)
+
+    def activations(blocks: set[int]) -> int:
+        found = (trace.blocks[block] for block in blocks)
+        return sum(_size(trace, block) for block in found if block.kind == "activation" and block.op is not None)
+
+    return max((activations(blocks) for blocks in kept.values()), default=0)
 
 
 def _size(trace: Trace, block: Block) -> int:
@@ -88,7 +94,7 @@ def layer_of(module: str) -> str:
     for position, part in enumerate(parts):
         if part.isdigit():
             return ".".join(parts[: position + 1])
-    return module or "(step)"
+    return module or "(model, loss, inputs)"
 
 
 def _peak_by_layer(trace: Trace, top: int) -> Table:
@@ -110,12 +116,18 @@ def _phases(trace: Trace) -> Table:
     """The highest total while each phase ran, step by step."""
     highest: dict[tuple[int, str], int] = {}
     ops: dict[tuple[int, str], int] = {}
-    for op in trace.ops:
-        ops[op.step, op.phase] = ops.get((op.step, op.phase), 0) + 1
-    for event, total in zip(trace.events, trace.totals, strict=True):
-        if event.op is not None:
-            key = (trace.ops[event.op].step, trace.ops[event.op].phase)
-            highest[key] = max(highest.get(key, 0), total)
+    total, position = trace.start, 0
+    for index, op in enumerate(trace.ops):
+        key = (op.step, op.phase)
+        ops[key] = ops.get(key, 0) + 1
+        highest[key] = max(highest.get(key, 0), total)
+        while position < len(trace.events) and (
+            trace.events[position].op is None or trace.events[position].op == index
+        ):
+            total = trace.totals[position]
+            if trace.events[position].op is not None:
+                highest[key] = max(highest[key], total)
+            position += 1
     rows = [(step + 1, phase, highest.get((step, phase)), count) for (step, phase), count in ops.items()]
     columns = (
         Column("step", "Step", "text"), Column("phase", "Phase"), Column("peak", "Peak", "bytes"), Column("ops", "Operations", "count"),
@@ -125,13 +137,16 @@ def _phases(trace: Trace) -> Table:
 
 def breakdown(trace: Trace, by: By, top: int) -> Table:
     """Operations grouped: how many, bytes they produced, bytes they saved for backward, bytes that were gone by the end of the step."""
-    name = {"op": "Operation", "module": "Module", "layer": "Layer", "line": "Line"}[by]
+    names = {"op": "Operation", "module": "Module", "layer": "Layer", "line": "Line"}
+    if by not in names:
+        raise GraphmemError(f"by {by!r}: use {', '.join(names)}")
+    name = names[by]
 
     def key(index: int) -> str:
         op = trace.ops[index]
         return {
             "op": op.name,
-            "module": op.module or "(step)",
+            "module": op.module or "(model, loss, inputs)",
             "layer": layer_of(op.module),
             "line": op.line or "(torch)",
         }[by]

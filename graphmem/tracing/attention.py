@@ -9,8 +9,9 @@ import torch
 from graphmem.errors import GraphmemError
 from graphmem.workload import Attention
 
-#: The name under which our stand-in for the flash-attn package is known to transformers.
-_FLASH = "graphmem_flash"
+#: The name under which our stand-in for the flash-attn package is known to transformers, which looks for kernels where a name has
+#: "flash" in it.
+_FLASH = "graphmem_fused"
 
 
 def set_attention(model: torch.nn.Module, attention: Attention) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
+
 from graphmem.timeline.events import Block, Kind, Phase, refs_in
 from graphmem.tracing.source import Place
 
@@ -41,10 +43,11 @@ class BlockDraft:
 class CallDraft:
     """An operation while the step runs; ``line`` is rendered only when it is over."""
 
-    __slots__ = ("args", "kwargs", "line", "module", "name", "node", "outputs", "phase", "saved", "step")
+    __slots__ = ("args", "grad", "kwargs", "line", "module", "name", "node", "outputs", "phase", "saved", "step")
 
     def __init__(self, name: str, module: str, phase: Phase, step: int, line: Place) -> None:
         self.name, self.module, self.phase, self.step, self.line = name, module, phase, step, line
+        self.grad = torch.is_grad_enabled()
         self.node = ""
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}

@@ -73,6 +73,10 @@ def _has_own_loss(model: Any) -> bool:
 def _text(model: Any, config: Any, batch: int, seq_len: int | None, train: bool) -> dict[str, torch.Tensor]:
     ids = token_ids(batch, sequence_length(config, seq_len), _vocabulary(config))
     inputs = {"input_ids": ids}
+    if hasattr(model, "logit_scale") and hasattr(
+        config, "vision_config"
+    ):  # two towers that are compared: CLIP and its kin
+        inputs |= _image(model, config, batch, seq_len, train=False)
     if _has_own_loss(model) and train:
         inputs["labels"] = ids.clone()
     elif getattr(config, "is_encoder_decoder", False):

@@ -108,32 +108,3 @@ def _input(text: str, dtype_name: str, sizes: str) -> torch.Tensor:
         )
     small_integers = not (dtype.is_floating_point or dtype.is_complex) and math.prod(shape) <= 2**22
     return torch.zeros(shape, dtype=dtype, device="cpu" if small_integers else "meta")
-
-
-def parse_dtype(option: str, name: str | None) -> torch.dtype | None:
-    """``"bfloat16"`` → `torch.bfloat16`.
-
-    Raises:
-        GraphmemError: no floating-point dtype of torch has that name.
-    """
-    if name is None:
-        return None
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise GraphmemError(f"{option} {name}: is no floating-point dtype of torch; use float32, bfloat16 or float16")
-    return dtype
-
-
-def optimizer_named(name: str) -> Any:
-    """``"AdamW"`` → `torch.optim.AdamW`, by any spelling of its letters' case.
-
-    Raises:
-        GraphmemError: torch.optim has no such class.
-    """
-    classes = {
-        key.lower(): value for key, value in vars(torch.optim).items() if isinstance(value, type) and key != "Optimizer"
-    }
-    if name.lower() not in classes:
-        known = ", ".join(sorted(value.__name__ for value in classes.values()))
-        raise GraphmemError(f"--optimizer {name}: torch.optim has {known}")
-    return classes[name.lower()]

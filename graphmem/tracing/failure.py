@@ -31,11 +31,22 @@ def operator_failed(error: Exception, op: str, module: str, line: str) -> Except
             f"{_where(module, op, line)}: this operator has no kernel for shapes alone; give it one with "
             f"torch.library.register_fake, or a rule: graphmem.rule('output', '{op}')"
         )
+    if (
+        "is not on the expected device meta" in str(error)
+        or "on device cpu is not on" in str(error)
+        or "not on the expected device cpu" in str(error)
+    ):
+        return StepError(
+            f"{_where(module, op, line)}: a tensor on the CPU meets one on the device; pass it as an input, or make it with "
+            "device=output.device"
+        )
     return StepError(f"{_where(module, op, line)}: {first_line(error)}")
 
 
 def step_failed(error: Exception, phase: str, module: str, line: str) -> StepError:
     """The error to raise for an exception out of the user's Python between operations."""
-    return StepError(
-        f"{_where(module, '', line) if module else f'in {phase} ({line})' if line else f'in {phase}'}: {first_line(error)}"
-    )
+    hint = ""
+    if isinstance(error, TypeError) and "missing" in str(error) and "positional argument" in str(error):
+        hint = '; give inputs after the model, or on the command line with --input "int64[1,2048]"'
+    where = _where(module, "", line) if module else f"in {phase} ({line})" if line else f"in {phase}"
+    return StepError(f"{where}: {first_line(error)}{hint}")

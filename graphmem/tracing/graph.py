@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import networkx
@@ -60,7 +61,7 @@ def fx_graph(trace: Trace) -> torch.fx.Graph:
         return value
 
     for index, op in enumerate(trace.ops):
-        target = operator(op.name)
+        target = overload(op.name)
         node = graph.call_function(target, argument(op.args), {k: argument(v) for k, v in op.kwargs.items()})
         node.meta |= _tensor_meta(trace, op.outputs) if op.outputs else {}
         node.meta |= _place(trace, op)
@@ -68,7 +69,7 @@ def fx_graph(trace: Trace) -> torch.fx.Graph:
         if len(op.outputs) == 1:
             at[op.outputs[0]] = node
         for position, value in enumerate(op.outputs if len(op.outputs) > 1 else ()):
-            at[value] = part = graph.call_function(_getitem, (node, position))
+            at[value] = part = graph.call_function(operator.getitem, (node, position))
             part.meta |= _tensor_meta(trace, (value,)) | _place(trace, op) | {"allocated": [], "freed": [], "saved": []}
         node.meta["saved"] = [at[value] for value in op.saved if value in at]
     graph.output(None)
@@ -89,14 +90,10 @@ def _place(trace: Trace, op: Op) -> dict[str, Any]:
 _HOST = "host tensor"
 
 
-def _getitem(values: Any, position: int) -> Any:
-    return values[position]
-
-
-def operator(name: str) -> Any:
+def overload(name: str) -> Any:
     """``aten.mm.default`` → the overload it names."""
-    namespace, packet, overload = name.rsplit(".", 2)
-    return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    namespace, packet, which = name.rsplit(".", 2)
+    return getattr(getattr(getattr(torch.ops, namespace), packet), which)
 
 
 def _identifier(name: str) -> str:

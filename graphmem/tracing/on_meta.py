@@ -23,6 +23,35 @@ def _plain_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return found
 
 
+class Twins:
+    """Meta tensors of the same geometry as others; those that share a storage, or are the same, go on doing so."""
+
+    def __init__(self) -> None:
+        self._by_storage: dict[int, torch.UntypedStorage] = {}
+        self._by_tensor: dict[int, torch.Tensor] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The twin of a tensor, with its hooks."""
+        if id(tensor) not in self._by_tensor:
+            self._by_tensor[id(tensor)] = self._made(tensor)
+        return self._by_tensor[id(tensor)]
+
+    def _made(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._by_storage:
+            self._by_storage[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
+        twin = torch.empty(0, dtype=tensor.dtype, device="meta")
+        twin.set_(self._by_storage[storage._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
+        if isinstance(tensor, torch.nn.Parameter):
+            twin = torch.nn.Parameter(twin, tensor.requires_grad)
+        twin.requires_grad_(tensor.requires_grad)
+        for hook in (tensor._backward_hooks or {}).values():
+            twin.register_hook(hook)
+        for hook in (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values():
+            twin.register_post_accumulate_grad_hook(hook)
+        return twin
+
+
 def module_on_meta(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[int, torch.Tensor]]:
     """A copy of the module whose every tensor is on meta, with ties kept, and its real integer data by id of the meta tensor.
 
@@ -30,27 +59,12 @@ def module_on_meta(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[int, 
     """
     memo: dict[int, Any] = {}
     data: dict[int, torch.Tensor] = {}
-    own = [*module.parameters(), *module.buffers()]
-    by_storage: dict[int, torch.UntypedStorage] = {}
-    for tensor in [*own, *_plain_tensors(module)]:
-        if id(tensor) in memo:
-            continue
-        memo[id(tensor)] = twin = _twin(tensor, by_storage)
+    twins = Twins()
+    for tensor in [*module.parameters(), *module.buffers(), *_plain_tensors(module)]:
+        memo[id(tensor)] = twin = twins.of(tensor)
         if tensor.device.type != "meta" and not (tensor.is_floating_point() or tensor.is_complex()):
             data[id(twin)] = tensor.detach().cpu()
     return copy.deepcopy(module, memo), data
-
-
-def _twin(tensor: torch.Tensor, by_storage: dict[int, torch.UntypedStorage]) -> torch.Tensor:
-    """A meta tensor of the same geometry; tensors that share a storage go on sharing one."""
-    storage = tensor.untyped_storage()
-    if storage._cdata not in by_storage:
-        by_storage[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
-    twin = torch.empty(0, dtype=tensor.dtype, device="meta")
-    twin.set_(by_storage[storage._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(twin, tensor.requires_grad)
-    return twin.requires_grad_(tensor.requires_grad)
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from graphmem.checkpoint import Checkpoint
-from graphmem.errors import GraphmemError, UnsupportedError
+from graphmem.checkpoint import Checkpoint, ModelSpec
+from graphmem.config import named_dtype, text_config
+from graphmem.errors import UnsupportedError
 from graphmem.sources.build import build_model
 from graphmem.tracing.attention import set_attention
 from graphmem.tracing.failure import first_line
@@ -32,8 +34,25 @@ def model_of(checkpoint: Checkpoint, dtype: str | None, attention: Attention | N
             f"{checkpoint.target}: is defined by Python code in its own repository, which would run on this machine; "
             "if you trust it, say --trust-remote-code"
         )
-    model = build_model(config)
-    return prepared(model, dtype, attention)
+    if is_quantized(config) and dtype is None and named_dtype(config) is None:
+        dtype = "bfloat16"  # what transformers unpacks to
+    if dtype is None and named_dtype(config) is None:
+        dtype = _stored_dtype(specs[0])
+    return prepared(build_model(config), dtype, attention)
+
+
+def _stored_dtype(spec: ModelSpec) -> str | None:
+    """The dtype most bytes are stored in, where the config does not name one and it is one that weights are computed in."""
+    sizes: dict[str, int] = {}
+    for tensor in spec.tensors:
+        sizes[tensor.dtype.name] = sizes.get(tensor.dtype.name, 0) + tensor.nbytes
+    most = max(sizes, key=sizes.__getitem__, default="")
+    return {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}.get(most)
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint stores packed weights, which a trace has unpacked."""
+    return bool(config.get("quantization_config") or text_config(config).get("quantization_config"))
 
 
 def _known(config: dict[str, Any]) -> bool:
@@ -68,16 +87,16 @@ def remote_model(
 
 
 def prepared(model: torch.nn.Module, dtype: str | None, attention: Attention | None) -> torch.nn.Module:
-    """The model in the dtype and with the attention that were asked for.
+    """The model in the dtype and with the attention that were asked for; its decoder begins with some token.
 
     Raises:
-        GraphmemError: a dtype that weights cannot have.
+        GraphmemError: the model does not offer that attention.
     """
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = getattr(config, "pad_token_id", None) or 0  # type: ignore[union-attr]
     if dtype is not None:
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise GraphmemError(f"--dtype {dtype}: weights are float32, bfloat16 or float16")
-        model = model.to(found)
+        model = model.to(getattr(torch, dtype))
     if attention is not None:
         set_attention(model, attention)
     return model

@@ -167,7 +167,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         if operator.data is not None:
             described = OpCall(operator.name, args, kwargs, self.device, call.node)
-            result = operator.data.apply(described, Values(func, self.known, self._assume, self._routing))
+            result = operator.data.apply(described, Values(func, self.known, self.assume, self._routing))
             if result is not NotImplemented:
                 return result
         follow = None
@@ -199,10 +199,10 @@ class Recorder(TorchDispatchMode):
     def _any_known(self, inputs: list[torch.Tensor]) -> bool:
         return all(self.known.has(tensor) for tensor in inputs)
 
-    def _assume(self, text: str) -> None:
+    def assume(self, text: str) -> None:
         """Note an assumption, with the place that needs it."""
         call = self.calls[-1]
-        where = f"{call.module or 'the step'}, {call.name}" + (f" ({render(call.line)})" if call.line else "")
+        where = f"{call.module or 'the model'}, {call.name}" + (f" ({render(call.line)})" if call.line else "")
         self.assumptions.setdefault(text, where)
 
     # -- what it allocated ----------------------------------------------------------------------------------------
@@ -233,7 +233,13 @@ class Recorder(TorchDispatchMode):
 
     def _owners(self, operator: Operator, args: tuple[Any, ...], call: CallDraft, count: int) -> list[str]:
         """The module each output belongs to: the running one, or, of a foreach operation, that of the tensor it is made from."""
-        if self.phase == "optimizer" and operator.takes_lists and args and len(args[0]) == count:
+        if (
+            self.phase == "optimizer"
+            and operator.takes_lists
+            and args
+            and isinstance(args[0], list | tuple)
+            and len(args[0]) == count
+        ):
             return [self.ledger.owner(tensor) for tensor in args[0]]
         return [call.module] * count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from graphmem.errors import GraphmemError, TargetError
 from graphmem.tracing.device import Device
 from graphmem.tracing.folding.fold import folded
-from graphmem.tracing.on_meta import map_tensors, module_on_meta
+from graphmem.tracing.on_meta import Twins, map_tensors, module_on_meta
 from graphmem.tracing.step import Inputs, trace_step
 from graphmem.tracing.trace import Trace
 from graphmem.workload import Workload
@@ -32,23 +33,38 @@ def trace_module(
     """
     if not isinstance(module, torch.nn.Module):
         raise TargetError(f"trace needs a torch.nn.Module, a model id or a folder; this is a {type(module).__name__}")
+    target = target or type(module).__name__
+
+    def traced(module: torch.nn.Module) -> Trace:
+        # Every run has a copy of its own: models install hooks and fill caches when they are first called.
+        copy, inputs = _on_meta(module, args, kwargs)
+        return trace_step(copy, inputs, workload, device, target)
+
+    def glanced(module: torch.nn.Module) -> Trace:
+        copy, inputs = _on_meta(module, args, kwargs)
+        for tensor in [*copy.parameters(), *(tensor for _, tensor in inputs.named())]:
+            tensor.requires_grad_(False)
+        forward = replace(workload, step="forward", grad=workload.trains or workload.grad, steps=1)
+        return trace_step(copy, inputs, forward, device, target)
+
+    found = folded(module, traced, glanced) if workload.fold else None
+    return traced(module) if found is None else found
+
+
+def _on_meta(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[torch.nn.Module, Inputs]:
     try:
-        on_meta, data = module_on_meta(module)
+        copy, data = module_on_meta(module)
     except Exception as error:
-        raise GraphmemError(
-            f"{type(module).__name__} cannot be copied to the meta device ({type(error).__name__}: {error})"
-        ) from error
-    known = dict(data)
+        kind = type(module).__name__
+        raise GraphmemError(f"{kind} cannot be copied to the meta device ({type(error).__name__}: {error})") from error
+    known, twins = dict(data), Twins()
 
     def twin(tensor: torch.Tensor) -> torch.Tensor:
-        like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        like = twins.of(tensor)
         if tensor.device.type != "meta" and not (tensor.is_floating_point() or tensor.is_complex()):
             known[id(like)] = tensor.detach().cpu()
-        return like.requires_grad_(tensor.requires_grad)
+        return like
 
-    inputs = Inputs(map_tensors(args, twin), map_tensors(dict(kwargs), twin), known)
-
-    def traced() -> Trace:
-        return trace_step(on_meta, inputs, workload, device, target or type(module).__name__)
-
-    return folded(on_meta, traced) if workload.fold else traced()
+    return copy, Inputs(map_tensors(args, twin), map_tensors(dict(kwargs), twin), known)

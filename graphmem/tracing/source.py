@@ -10,6 +10,9 @@ import torch
 import graphmem
 
 _INSIDE = tuple(os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep for module in (torch, graphmem))
+_OPTIM = os.path.join(_INSIDE[0], "optim") + os.sep
+#: The file that runs a step: whoever called graphmem is above it and no part of the step.
+_STEP = os.path.join(_INSIDE[1], "tracing", "step.py")
 #: (code, line number), rendered only when somebody asks.
 Place = tuple[CodeType, int] | None
 
@@ -21,15 +24,19 @@ class SourceLines:
         self._theirs: dict[CodeType, bool] = {}
 
     def caller(self, frame: FrameType | None) -> Place:
-        """The innermost frame that runs the user's code, or None."""
-        theirs = self._theirs
+        """The innermost frame that runs the user's code; of what graphmem runs itself, the optimizer's own frame or None."""
+        theirs, optimizer = self._theirs, None
         while frame is not None:
             code = frame.f_code
+            if code.co_filename == _STEP:
+                return optimizer
             found = theirs.get(code)
             if found is None:
                 found = theirs[code] = not code.co_filename.startswith(_INSIDE) and code.co_filename[:1] != "<"
             if found:
                 return code, frame.f_lineno or 0
+            if optimizer is None and code.co_filename.startswith(_OPTIM):
+                optimizer = code, frame.f_lineno or 0
             frame = frame.f_back
         return None
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ def trace_step(module: torch.nn.Module, inputs: Inputs, workload: Workload, devi
         _run(recorder, module, inputs, workload)
 
     recorder = record(run, device, module, workload.routing)
-    return replace(finished(recorder, target, settings_of(workload)), modules=class_names(module))
+    settings = settings_of(workload, module, inputs)
+    return replace(finished(recorder, target, settings), modules=class_names(module))
 
 
 def class_names(module: torch.nn.Module) -> dict[str, str]:
@@ -152,7 +154,7 @@ def _run(recorder: Recorder, module: torch.nn.Module, inputs: Inputs, workload: 
             output = module(*inputs.args, **inputs.kwargs)
             if workload.trains:
                 recorder.phase = "loss"
-                loss = (workload.loss or default_loss)(output)
+                loss = (workload.loss or partial(default_loss, assume=recorder.assume))(output)
         mark_kept(recorder, output, loss)
         if not workload.trains:
             continue
@@ -172,8 +174,8 @@ def _precision(workload: Workload, device: Device) -> Any:
     return torch.autocast(device.type, dtype=getattr(torch, workload.autocast))
 
 
-def default_loss(output: Any) -> torch.Tensor:
-    """The output's own ``loss``, else the sum of every floating-point tensor in it that has a gradient.
+def default_loss(output: Any, assume: Callable[[str], None]) -> torch.Tensor:
+    """The output's own ``loss``, else its only scalar, else the sum of every floating-point tensor in it that has a gradient.
 
     Raises:
         GraphmemError: there is none.
@@ -184,6 +186,12 @@ def default_loss(output: Any) -> torch.Tensor:
     tensors = [tensor for tensor in every_tensor(output) if tensor.grad_fn is not None and tensor.is_floating_point()]
     if not tensors:
         raise GraphmemError("the module's output has no floating-point tensor with a gradient, so no loss; pass loss=")
+    scalars = [tensor for tensor in tensors if tensor.dim() == 0]
+    if len(scalars) == 1:
+        return scalars[0]
+    assume(
+        "the loss is taken as the sum of the outputs; a real one (cross-entropy over logits) needs more, give it with loss="
+    )
     return torch.stack([tensor.sum() for tensor in tensors]).sum() if len(tensors) > 1 else tensors[0].sum()
 
 
@@ -244,7 +252,7 @@ def finished(recorder: Recorder, target: str, settings: Mapping[str, str]) -> Tr
         return rendered[place]
 
     ops = tuple(
-        Op(c.name, c.module, c.phase, c.step, line(c.line), c.args, c.kwargs, c.outputs, c.node, c.saved)
+        Op(c.name, c.module, c.phase, c.step, line(c.line), c.args, c.kwargs, c.outputs, c.node, c.saved, c.grad)
         for c in recorder.calls
     )
     return Trace(
@@ -254,18 +262,30 @@ def finished(recorder: Recorder, target: str, settings: Mapping[str, str]) -> Tr
     )  # fmt: skip
 
 
-def settings_of(workload: Workload) -> dict[str, str]:
-    """The workload in words."""
+def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs) -> dict[str, str]:
+    """What was traced and how, in words."""
     said: dict[str, str] = {
         "step": workload.step if workload.trains else ("forward" if workload.grad else "forward, no grad")
     }
     if workload.trains:
         optimizer = workload.optimizer or torch.optim.AdamW
         said["optimizer"] = getattr(optimizer, "__name__", str(optimizer))
+    said["mode"] = "training" if module.training else "eval"
+    said["inputs"] = ", ".join(f"{name} {_said(tensor)}" for name, tensor in inputs.named()) or "none"
+    dtypes = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters())
+    said["weights"] = ", ".join(dtypes) or "none"
     said["autocast"] = workload.autocast or "off"
+    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if implementation:
+        said["attention"] = workload.attention or implementation
     if workload.steps > 1:
         said["steps"] = str(workload.steps)
+    said["not counted"] = "reserved but free memory, the CUDA context, workspaces of cuDNN"
     return said
+
+
+def _said(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}".replace(" ", "")
 
 
 __all__ = ["Inputs", "StepError", "finished", "record", "recording", "trace_step"]

@@ -60,6 +60,9 @@ def foldable_stacks(module: torch.nn.Module) -> list[Stack]:
 def _stack(path: str, layers: list[torch.nn.Module]) -> Stack | None:
     if len(layers) <= TRACED_UNITS:
         return None
+    parameters = [id(parameter) for layer in layers for parameter in layer.parameters()]
+    if len(parameters) != len(set(parameters)):
+        return None  # layers that share weights are not copies of each other
     kinds = _kinds(layers)
     for period in range(1, len(layers) // (TRACED_UNITS + 1) + 1):
         first = len(layers)

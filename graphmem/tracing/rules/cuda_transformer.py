@@ -17,7 +17,9 @@ from graphmem.tracing.rules.registry import rule
 aten = torch.ops.aten
 
 
-def _attention(call: Any, x: torch.Tensor, heads: int, tensors: tuple[torch.Tensor, ...], mask: torch.Tensor | None) -> torch.Tensor:
+def _attention(
+    call: Any, x: torch.Tensor, heads: int, tensors: tuple[torch.Tensor, ...], mask: torch.Tensor | None
+) -> torch.Tensor:
     """Packed projection, fused attention, output projection. Weights that are averaged over heads are not asked for here."""
     in_weight, in_bias, out_weight, out_bias = tensors
     batch, length, width = x.shape
@@ -26,7 +28,9 @@ def _attention(call: Any, x: torch.Tensor, heads: int, tensors: tuple[torch.Tens
         for part in functional.linear(x, in_weight, in_bias).chunk(3, -1)
     )
     if mask is not None:
-        mask = mask.logical_not()[:, None, None, :] if mask.dim() == 2 and mask.shape[0] == batch else mask.logical_not()
+        mask = (
+            mask.logical_not()[:, None, None, :] if mask.dim() == 2 and mask.shape[0] == batch else mask.logical_not()
+        )
     told = type(call)(functional.scaled_dot_product_attention, (q, k, v, mask), {}, call.device)
     mixed = attention(told).transpose(1, 2).reshape(batch, length, width)
     return functional.linear(mixed, out_weight, out_bias)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from graphmem.errors import GraphmemError
 
@@ -149,18 +149,25 @@ REGISTRY = Registry()
 
 
 def rule(
-    kind: RuleKind, *targets: Any, device: str | None = None, source: str = "", registry: Registry = REGISTRY
+    kind: RuleKind, *targets: Any, device: str | None = None, source: str = "", registry: Registry | None = None
 ) -> Callable[[_Function], _Function]:
-    """Register a function as the rule for each target; see `RuleKind` for what it is called with and returns.
+    """Register a function as the rule for each target: an operator's name (``aten.mm.default``), or for ``call`` a function of torch's.
+
+    The function's docstring is its reason and required; ``device`` is ``"cuda"``, ``"cpu"`` or None for both.
 
     ``call``: ``(call: PythonCall) -> result or NotImplemented``. ``output``: ``(call: OpCall) -> tensors on meta``.
     ``scratch``: ``(call: OpCall) -> Scratch or None``. ``inplace``: ``(call: OpCall, owned) -> argument or None``.
     ``data``: ``(call: OpCall, values) -> result``.
     """
 
+    if kind not in get_args(RuleKind) or device not in (None, "cuda", "cpu"):
+        raise GraphmemError(
+            f"rule {kind!r} on {device!r}: kinds are {', '.join(get_args(RuleKind))}; devices cuda, cpu or None"
+        )
+
     def register(function: _Function) -> _Function:
         for target in targets:
-            registry.add(Rule(kind, target, device, function, source))
+            (REGISTRY if registry is None else registry).add(Rule(kind, target, device, function, source))
         return function
 
     return register

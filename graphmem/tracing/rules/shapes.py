@@ -107,3 +107,13 @@ def grown_columns(call: OpCall) -> Scratch:
     if result.numel() <= tensor.numel():
         return Scratch(program=(dense, Out()))
     return Scratch(program=(dense, nbytes, Out(), Free(1)))
+
+
+@rule("output", "aten._ctc_loss.Tensor", source="aten/src/ATen/native/LossCTC.cpp, ctc_loss_allocate_outputs")
+def ctc_loss_with_tensors(call: OpCall) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its lengths are data; a row is as long as the targets' row can be."""
+    logarithms, targets = call.args[0], call.args[1]
+    time, batch = logarithms.shape[0], logarithms.shape[1] if logarithms.dim() == 3 else 1
+    longest = targets.shape[1] if targets.dim() == 2 else targets.numel()
+    losses = torch.empty(batch, dtype=logarithms.dtype, device="meta")
+    return losses, torch.empty(batch, time, 2 * longest + 1, dtype=logarithms.dtype, device="meta")

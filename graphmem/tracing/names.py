@@ -1,0 +1,45 @@
+"""Names that people write for torch's dtypes and optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from graphmem.errors import GraphmemError
+
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+
+
+def dtype_named(option: str, dtype: Any) -> str | None:
+    """torch's name of a floating-point dtype: ``torch.bfloat16``, ``"bfloat16"`` and ``"bf16"`` are ``"bfloat16"``.
+
+    Raises:
+        GraphmemError: it is none.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    name = _SHORT.get(name, name)
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise GraphmemError(f"{option} {dtype}: is no floating-point dtype of torch; use float32, bfloat16 or float16")
+    return name
+
+
+def optimizer_named(name: str) -> Any:
+    """``"AdamW"`` → `torch.optim.AdamW`, by any spelling of its letters' case.
+
+    Raises:
+        GraphmemError: torch.optim has no such class, or it cannot be stepped like the others.
+    """
+    unlike = {"LBFGS": "needs a closure", "SparseAdam": "needs sparse gradients"}
+    classes = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and key not in ("Optimizer", *unlike)
+    }
+    if name.lower() not in classes:
+        known = ", ".join(sorted(value.__name__ for value in classes.values()))
+        raise GraphmemError(f"optimizer {name}: torch.optim has {known}")
+    return classes[name.lower()]
