@@ -97,3 +97,12 @@ def test_routing(routing: str, expected: list[int]) -> None:
     ]
     assert ran == expected
     assert list(trace.assumptions) == [f"top-2 choices are taken as {routing}"]
+
+
+def test_an_expanded_input_is_known() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(int(x[1].sum()), device=x.device)
+
+    trace = graphmem.trace(Model(), torch.tensor([[1, 2, 3]]).expand(4, 3))
+    assert trace.values[trace.ops[-1].outputs[0]].shape == (6,)

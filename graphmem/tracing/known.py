@@ -63,6 +63,10 @@ class KnownValues:
         storage = torch.UntypedStorage(tensor.untyped_storage().nbytes(), device=_CPU)
         view = torch.empty(0, dtype=tensor.dtype, device=_CPU)
         view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+        data = data.expand(view.shape)
+        for dim, stride in enumerate(view.stride()):  # of what is repeated without memory of its own, one is written
+            if stride == 0:
+                view, data = view.narrow(dim, 0, min(1, view.shape[dim])), data.narrow(dim, 0, min(1, data.shape[dim]))
         view.copy_(data)
         self._storages[tensor.untyped_storage()._cdata] = storage
 

@@ -7,7 +7,6 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from graphmem.tracing.recorder import Recorder
 from graphmem.tracing.step import Inputs, finished, record, start_state
 from graphmem.tracing.trace import Trace
 from tests.accuracy.real import cpu_events, no_cycle_collection, peak_rise
+from tests.accuracy.snapshots import common_length
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,6 @@ def compare(case: Case) -> Comparison:
     sizes = [event.bytes for event in real]
     ours = [_signed(trace, event) for event in trace.events[begin:]]
     before = trace.totals[begin - 1] if begin else 0
-    blocks = SequenceMatcher(None, sizes, ours, autojunk=False).get_matching_blocks()
     differs = next((i for i, (a, b) in enumerate(zip(sizes, ours, strict=False)) if a != b), None)
     first = ""
     if differs is not None:
@@ -130,7 +129,7 @@ def compare(case: Case) -> Comparison:
         first = f"#{differs}: real {sizes[differs]} in {real[differs].op}, ours {ours[differs]} in {op}"
     return Comparison(
         case.name, case.train, before, before + peak_rise(real), before + max([0, *_cumulative(ours)]), len(sizes),
-        sum(block.size for block in blocks), first,
+        common_length(sizes, ours), first,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,9 +77,11 @@ def run(names: list[str], into: Path, jobs: int, minutes: float) -> list[Row]:
     batches = [todo[i : i + 8] for i in range(0, len(todo), 8)]
     context = multiprocessing.get_context("spawn")
     started = time.monotonic()
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool, into.open("a") as file:
-        for number, rows in enumerate(pool.map(_batch, batches), 1):
-            for row in rows:
+    # What models leave behind is never collected while steps are recorded, so workers are replaced before they grow.
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=6) as pool, into.open("a") as file:
+        waiting = [pool.submit(_batch, batch) for batch in batches]
+        for number, done in enumerate(as_completed(waiting), 1):
+            for row in done.result():
                 have[row.name, row.train] = row
                 file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
