@@ -16,8 +16,8 @@ ROOT = Path(graphmem.__file__).parent
 
 #: Rooms by level: a room may import only from levels before its own (and from itself).
 LEVELS = [
-    {"units", "errors", "config", "workload"},
-    {"dtypes"},
+    {"units", "errors", "config"},
+    {"dtypes", "workload"},
     {"checkpoint"},
     {"report"},
     {"timeline"},

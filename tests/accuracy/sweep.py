@@ -13,7 +13,6 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,20 +74,18 @@ def run(names: list[str], into: Path, jobs: int, minutes: float) -> list[Row]:
     todo = [(name, train) for name in names for train in (False, True) if (name, train) not in have]
     random.Random(0).shuffle(todo)  # a run that is cut has seen a fair sample
     batches = [todo[i : i + 8] for i in range(0, len(todo), 8)]
-    context = multiprocessing.get_context("spawn")
     started = time.monotonic()
     # What models leave behind is never collected while steps are recorded, so workers are replaced before they grow.
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=6) as pool, into.open("a") as file:
-        waiting = [pool.submit(_batch, batch) for batch in batches]
-        for number, done in enumerate(as_completed(waiting), 1):
-            for row in done.result():
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=8) as pool, into.open("a") as file:
+        for number, rows in enumerate(pool.imap_unordered(_batch, batches), 1):
+            for row in rows:
                 have[row.name, row.train] = row
                 file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
-            left = (time.monotonic() - started) / number * (len(batches) - number)
+            spent = time.monotonic() - started
+            left = spent / number * (len(batches) - number)
             print(f"\r{number * 8} of {len(todo)} runs, {left / 60:.0f} minutes left   ", end="", file=sys.stderr)
-            if time.monotonic() - started > minutes * 60:
-                pool.shutdown(cancel_futures=True)
+            if spent > minutes * 60:
                 break
     return [have[name, train] for name in names for train in (False, True) if (name, train) in have]
 
