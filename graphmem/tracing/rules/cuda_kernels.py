@@ -38,7 +38,8 @@ def safe_softmax(call: OpCall) -> Scratch:
     return Scratch(after=(scores.numel(), rows, call.result.element_size()))
 
 
-def _copy_of(tensor: torch.Tensor) -> tuple[int, ...]:
+def contiguous_copy(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Bytes of the copy that a kernel for contiguous memory makes first; none if there is nothing to copy."""
     return () if tensor.is_contiguous() else (tensor.numel() * tensor.element_size(),)
 
 
@@ -51,7 +52,7 @@ def _copy_of(tensor: torch.Tensor) -> tuple[int, ...]:
 )
 def softmax(call: OpCall) -> Scratch | None:
     """The kernel reads contiguous memory."""
-    copy = _copy_of(call.args[0])
+    copy = contiguous_copy(call.args[0])
     return Scratch(before=copy) if copy else None
 
 
@@ -61,7 +62,7 @@ def softmax(call: OpCall) -> Scratch | None:
 )  # fmt: skip
 def softmax_backward(call: OpCall) -> Scratch | None:
     """The kernel reads contiguous memory."""
-    copies = _copy_of(call.args[0]) + _copy_of(call.args[1])
+    copies = contiguous_copy(call.args[0]) + contiguous_copy(call.args[1])
     return Scratch(before=copies) if copies else None
 
 
@@ -79,19 +80,28 @@ def layer_norm_backward(call: OpCall) -> Scratch | None:
         width *= size
     rows = x.numel() // max(width, 1)
     weight = call.args[5]
-    if weight is None or rows <= 65536 or width / 32 >= call.device.sms / 2:
-        return Scratch(after=_copy_of(grad)) if not grad.is_contiguous() else None
-    blocks = min(32768 // -(-width // 32), -(-rows // 32))
-    return Scratch(
-        after=(*_copy_of(grad), *(blocks * width * weight.element_size(),) * 2, *(width * weight.element_size(),) * 2)
-    )
+    blocks = partial_sums(rows, width, call.device.sms) if weight is not None else 0
+    if not blocks:
+        return Scratch(after=contiguous_copy(grad)) if not grad.is_contiguous() else None
+    row = width * weight.element_size()
+    return Scratch(after=(*contiguous_copy(grad), blocks * row, blocks * row, row, row))
+
+
+def partial_sums(rows: int, width: int, sms: int) -> int:
+    """Blocks that each sum a part of a norm's weight gradient, of ``width`` elements; 0 where one pass does it.
+
+    Source: ATen/native/cuda/layer_norm_kernel.cu, LaunchGammaBetaBackwardCUDAKernel.
+    """
+    if rows <= 65536 or width / 32 >= sms / 2:
+        return 0
+    return min(32768 // -(-width // 32), -(-rows // 32))
 
 
 @rule("scratch", "aten.native_group_norm.default", device="cuda", source="ATen/native/cuda/group_norm_kernel.cu")
 def group_norm(call: OpCall) -> Scratch:
     """Scale and shift of every channel of every sample, in float32."""
     x, weight, batch, channels = call.args[0], call.args[1], call.args[3], call.args[4]
-    return Scratch(before=_copy_of(x), after=(batch * channels * 4,) * 2 if weight is not None else ())
+    return Scratch(before=contiguous_copy(x), after=(batch * channels * 4,) * 2 if weight is not None else ())
 
 
 @rule(
@@ -102,7 +112,7 @@ def group_norm_backward(call: OpCall) -> Scratch:
     grad, x, weight = call.args[0], call.args[1], call.args[4]
     batch, channels, groups = call.args[5], call.args[6], call.args[8]
     coefficients = (batch * groups * 4,) * 2 + ((batch * channels * 4,) if weight is not None else ())
-    return Scratch(before=_copy_of(grad) + _copy_of(x), after=(batch * channels * 4,) * 2 + coefficients)
+    return Scratch(before=contiguous_copy(grad) + contiguous_copy(x), after=(batch * channels * 4,) * 2 + coefficients)
 
 
 @rule("scratch", "aten.native_dropout.default", device="cuda", source="ATen/native/cuda/Dropout.cu, dropout_cuda")
@@ -124,7 +134,7 @@ def foreach_norm(call: OpCall) -> Scratch:
 )
 def scan(call: OpCall) -> Scratch | None:
     """The kernel reads contiguous memory."""
-    copy = _copy_of(call.args[0])
+    copy = contiguous_copy(call.args[0])
     return Scratch(after=copy) if copy else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from graphmem.tracing.rules.cuda_kernels import contiguous_copy, partial_sums
 from graphmem.tracing.rules.registry import OpCall, Scratch, rule
 
 _library = torch.library.Library("graphmem", "DEF")
@@ -77,10 +78,10 @@ def forward_scratch(call: OpCall) -> Scratch | None:
 def backward_scratch(call: OpCall) -> Scratch | None:
     """Contiguous gradients; over very many rows, blocks sum their part of the weight's gradient, and the parts are summed after."""
     grad, x, shape, _, weight = call.args
-    copy = () if grad.is_contiguous() else (grad.numel() * grad.element_size(),)
+    copy = contiguous_copy(grad)
     width = math.prod(shape)
     rows = x.numel() // max(width, 1)
-    if weight is None or rows <= 65536 or width / 32 >= call.device.sms / 2:
+    blocks = partial_sums(rows, width, call.device.sms) if weight is not None else 0
+    if not blocks:
         return Scratch(after=copy) if copy else None
-    blocks = min(32768 // -(-width // 32), -(-rows // 32))
     return Scratch(after=(*copy, blocks * width * weight.element_size(), width * weight.element_size()))
