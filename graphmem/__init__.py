@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphmem.api import inspect as inspect
     from graphmem.api import load_trace as load_trace
+    from graphmem.api import measure as measure
+    from graphmem.api import show as show
     from graphmem.api import trace as trace
     from graphmem.errors import GraphmemError as GraphmemError
     from graphmem.report import Figure as Figure
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "inspect": "graphmem.api",
     "load_trace": "graphmem.api",
+    "measure": "graphmem.api",
+    "show": "graphmem.api",
     "trace": "graphmem.api",
     "GraphmemError": "graphmem.errors",
     "Figure": "graphmem.report",
@@ -43,7 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "__version__", "fit_formula", "inspect",
-    "load_trace", "rule", "trace",
+    "load_trace", "measure", "rule", "show", "trace",
 ]  # fmt: skip
 
 

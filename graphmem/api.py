@@ -11,11 +11,13 @@ from graphmem.inspection.assemble import Detail, inspection
 from graphmem.report import Report
 from graphmem.sources.load import Access, load
 from graphmem.sources.repository import Progress
+from graphmem.timeline.allocator.conf import alloc_conf as parse_alloc_conf
 from graphmem.workload import Attention, Routing, StepKind, Workload
 
 if TYPE_CHECKING:
     import torch
 
+    from graphmem.measuring.measurement import Measurement
     from graphmem.tracing.device import Device
     from graphmem.tracing.trace import Trace
 
@@ -61,7 +63,10 @@ def trace(
     autocast: torch.dtype | str | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
     optimizer: Callable[[Any], Any] | str | None = None,
-    device: str | Device = "cuda",
+    device: str | Device | None = None,
+    gpu: str | None = None,
+    memory: int | None = None,
+    alloc_conf: str = "",
     steps: int = 1,
     routing: Routing = "balanced",
     attention: Attention | None = None,
@@ -87,7 +92,10 @@ def trace(
         autocast: dtype for `torch.autocast` around forward and loss (``torch.bfloat16``).
         loss: ``loss(output) -> scalar``; by default the output's own ``loss``, else the sum of its floating-point tensors.
         optimizer: a class of `torch.optim` or its name, or any callable on the parameters; by default `torch.optim.AdamW`.
-        device: ``"cuda"`` (an A100), ``"h100"``, ``"cpu"``, or a `Device`.
+        device: ``"cuda"`` (an A100 whose memory has no end; the default), ``"h100"``, ``"cpu"``, or a `Device`.
+        gpu: instead, a GPU of `graphmem.hardware` with its memory: ``"A100-80GB"``, ``"RTX 4090"``. The report says where the step dies.
+        memory: bytes of the device, in place of the GPU's own; the CUDA context comes out of them.
+        alloc_conf: settings of the caching allocator, as in ``PYTORCH_CUDA_ALLOC_CONF``: ``"expandable_segments:True"``.
         steps: how many steps in a row; the first creates gradients and optimizer state.
         routing: how a router's choice of experts falls, ``"balanced"`` or ``"worst"``.
         attention: ``"eager"``, ``"sdpa"`` or ``"flash"``, for a model of transformers; by default as the model has it.
@@ -95,7 +103,8 @@ def trace(
         batch_size, seq_len, dtype, trust_remote_code, revision, token, offline: for a model id. ``seq_len`` is in tokens.
 
     Returns:
-        A Trace: ``trace.start``, ``trace.peak`` (bytes), ``trace.graph``, ``trace.ops``, ``trace.events``, ``trace.report(by="module")``.
+        A Trace: ``trace.start``, ``trace.peak`` (bytes), ``trace.graph``, ``trace.ops``, ``trace.events``, ``trace.reserved``
+        (bytes), ``trace.report(by="module")``.
 
     Raises:
         GraphmemError: with one line that says what is wrong, where, and what to do next.
@@ -103,20 +112,88 @@ def trace(
     from graphmem.tracing.targets import require_torch
 
     require_torch()
-    from graphmem.tracing.device import device_named
-    from graphmem.tracing.names import dtype_named, optimizer_named
+    from graphmem.tracing.device import traced_for
     from graphmem.tracing.run import trace_module
+
+    parse_alloc_conf(alloc_conf)  # what cannot be is said before the work begins
+    module, args, kwargs, name, workload = _resolved(
+        target, inputs, step=step, grad=grad, autocast=autocast, loss=loss, optimizer=optimizer, steps=steps, routing=routing,
+        attention=attention, alloc_conf=alloc_conf, fold=fold, batch_size=batch_size, seq_len=seq_len, dtype=dtype,
+        trust_remote_code=trust_remote_code, revision=revision, token=token, offline=offline,
+    )  # fmt: skip
+    return trace_module(module, args, kwargs, workload, traced_for(device, gpu, memory), name)
+
+
+def measure(
+    target: str | Path | torch.nn.Module, *inputs: Any, device: str | None = None, alloc_conf: str = "", **choices: Any
+) -> Measurement:
+    """Run a workload for real, with random weights, and hold it against its prediction, event by event.
+
+    Args:
+        target, inputs, choices: what `trace` takes, but for ``gpu``, ``memory`` and ``fold``.
+        device: ``"cuda"`` (PyTorch's memory history) or ``"cpu"`` (the profiler's memory events); by default what there is.
+        alloc_conf: settings of the caching allocator; on CUDA they hold only in a process that has not used the device yet.
+
+    Returns:
+        A Measurement: ``measured.real.peak`` and ``measured.predicted.peak`` are bytes, ``measured.matched`` counts events,
+        ``measured.row()`` is what ``fixtures/measurements`` holds.
+
+    Raises:
+        GraphmemError: with one line that says what is wrong, where, and what to do next.
+    """
+    from graphmem.tracing.targets import require_torch
+
+    require_torch()
+    from graphmem.measuring.run import measured
+
+    parse_alloc_conf(alloc_conf)
+    module, args, kwargs, name, workload = _resolved(target, inputs, alloc_conf=alloc_conf, **choices)
+    return measured(module, args, kwargs, workload, device, name, target if isinstance(target, str) else name, choices)
+
+
+def _resolved(
+    target: str | Path | torch.nn.Module, inputs: tuple[Any, ...], *, step: StepKind = "forward", grad: bool = True,
+    autocast: torch.dtype | str | None = None, loss: Callable[[Any], torch.Tensor] | None = None,
+    optimizer: Callable[[Any], Any] | str | None = None, steps: int = 1, routing: Routing = "balanced", attention: Attention | None = None,
+    alloc_conf: str = "", fold: bool = True, batch_size: int | None = None, seq_len: int | None = None,
+    dtype: torch.dtype | str | None = None, trust_remote_code: bool = False, revision: str | None = None, token: str | None = None,
+    offline: bool = False,
+) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any], str, Workload]:  # fmt: skip
+    """What `trace` and `measure` were called with, as a module, its arguments, a name and a Workload."""
+    from graphmem.tracing.names import dtype_named, optimizer_named
     from graphmem.tracing.targets import Choices, resolve
 
     chosen = optimizer_named(optimizer) if isinstance(optimizer, str) else optimizer
     if chosen is not None and not callable(chosen):
         raise GraphmemError("optimizer is an object; give its class, or lambda parameters: SGD(parameters, lr=0.1)")
-    workload = Workload(step, grad, dtype_named("autocast", autocast), loss, chosen, steps, routing, attention, fold)
+    workload = Workload(
+        step, grad, dtype_named("autocast", autocast), loss, chosen, steps, routing, attention, alloc_conf, fold
+    )
     choices = Choices(
         batch_size, seq_len, dtype_named("dtype", dtype), trust_remote_code, Access(revision, token, offline)
     )
-    module, args, kwargs, name = resolve(target, inputs, workload, choices)
-    return trace_module(module, args, kwargs, workload, device_named(device), name)
+    return (*resolve(target, inputs, workload, choices), workload)
+
+
+def show(snapshot: str | Path, *, top: int = 15, events: bool = False) -> Report:
+    """What a memory snapshot tells that ``torch.cuda.memory._dump_snapshot`` wrote. Nothing in the file is executed.
+
+    Args:
+        snapshot: the file.
+        top: rows of the table of lines that hold memory at the peak.
+        events: add the table of every event.
+
+    Returns:
+        A Report: ``report["peak"]`` and ``report["reserved"]`` are bytes, ``report["alloc_conf"]`` a table. Several devices are
+        sections (``report.section("device 1")``).
+
+    Raises:
+        GraphmemError: no such file, no snapshot, cut off, or code in it.
+    """
+    from graphmem.snapshots.report import report
+    from graphmem.snapshots.snapshot import read_snapshot
+
+    return report(read_snapshot(Path(snapshot)), str(snapshot), top, events)
 
 
 def load_trace(path: str | Path) -> Trace:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from graphmem.dtypes import DType
 
 #: How a number is known: read from a header, built (shapes from the model's own code on the meta device), traced
-#: (from the graph of a step), formula (cited), calibrated (a measured constant, with its source), assumed (stated).
-Basis = Literal["read", "built", "traced", "formula", "calibrated", "assumed"]
+#: (from the graph of a step), simulated (PyTorch's allocator serving what was traced), formula (cited), calibrated (a measured constant, with its source), assumed (stated).
+Basis = Literal["read", "built", "traced", "simulated", "formula", "calibrated", "assumed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,28 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{p}iB": 2 ** (10 * n) for n, p in enumerate("KMGT", 1)},
+    **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
+}
+
+
+def parse_bytes(text: str) -> int:
+    """``"23.5GiB"`` → 25233981440; GB is 10^9.
+
+    Raises:
+        ValueError: it is no number of bytes.
+    """
+    number = text.strip().rstrip("KMGTkiB ")
+    unit = text.strip()[len(number) :].strip()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no size; write it as 24GiB, 80GB or a number of bytes") from None
+
+
 def format_count(count: float) -> str:
     """``3821079552`` → ``"3,821,079,552"``: parameters are counted, not rounded."""
     return f"{count:,.0f}"

@@ -32,6 +32,8 @@ class Workload:
     routing: Routing = "balanced"
     #: None: as the model has it.
     attention: Attention | None = None
+    #: Settings of the caching allocator, as in ``PYTORCH_CUDA_ALLOC_CONF``.
+    alloc_conf: str = ""
     #: Trace repeated layers a few times only and replicate their events.
     fold: bool = True
 

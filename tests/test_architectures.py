@@ -7,10 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from graphmem.measuring.cpu_events import cpu_events  # noqa: E402
 from tests.accuracy.architectures import Architecture, architectures, build, inputs, loss, runnable, unrunnable  # noqa: E402
 from tests.accuracy.network import Network, tensors  # noqa: E402
 from tests.accuracy.networks import networks  # noqa: E402
-from tests.accuracy.real import cpu_events, kept  # noqa: E402
+from tests.accuracy.real import kept  # noqa: E402
 
 FAMILIES = [
     "BertForMaskedLM",

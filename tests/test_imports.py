@@ -17,7 +17,7 @@ ROOT = Path(graphmem.__file__).parent
 #: Rooms by level: a room may import only from levels before its own (and from itself).
 LEVELS = [
     {"units", "errors", "config"},
-    {"dtypes", "workload"},
+    {"dtypes", "workload", "hardware"},
     {"checkpoint"},
     {"report"},
     {"timeline"},
@@ -26,6 +26,8 @@ LEVELS = [
     {"inference", "training"},
     {"sources"},
     {"tracing"},
+    {"snapshots"},
+    {"measuring"},
     {"inspection"},
     {"views"},
     {"api"},
@@ -126,7 +128,7 @@ def test_that_test_can_fail() -> None:
 def test_public_names() -> None:
     assert set(dir(graphmem)) == {
         "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "__version__", "fit_formula", "inspect",
-        "load_trace", "rule", "trace",
+        "load_trace", "measure", "rule", "show", "trace",
     }  # fmt: skip
     assert all(getattr(graphmem, name) is not None for name in graphmem.__all__)
     with pytest.raises(AttributeError, match="module 'graphmem' has no attribute 'estimate'"):

@@ -6,7 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.accuracy.real import Event, cpu_events, kept, lifetimes, peak_rise  # noqa: E402
+from graphmem.measuring.cpu_events import Event, cpu_events, peak_rise  # noqa: E402
+from tests.accuracy.real import kept, lifetimes  # noqa: E402
 
 
 def test_bytes_order_and_pairing_of_a_known_step() -> None:

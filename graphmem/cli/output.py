@@ -11,12 +11,13 @@ from graphmem.errors import GraphmemError
 from graphmem.report import Report
 
 _BY_EXTENSION = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "text", ".html": "html"}
+_SNAPSHOT = {".pickle": "snapshot"}
 #: Without a terminal there is no width to fit; this suits files and logs.
 _PIPE_WIDTH = 120
 
 
-def choose_format(flags: list[str], output: Path | None) -> str:
-    """The format, with ``-o``'s extension and the flags in agreement, and the file known to be writable before any work.
+def choose_format(flags: list[str], output: Path | None, snapshot: bool = False) -> str:
+    """The format (with ``snapshot`` also that: a memory snapshot for a ``.pickle``), with ``-o``'s extension and the flags in agreement, and the file known to be writable before any work.
 
     Raises:
         GraphmemError: an unknown extension, flags that disagree, or a file that cannot be written.
@@ -26,17 +27,27 @@ def choose_format(flags: list[str], output: Path | None) -> str:
     flag = flags[0] if flags else None
     if output is None:
         return flag or "text"
-    named = _BY_EXTENSION.get(output.suffix.lower())
+    known = _BY_EXTENSION | (_SNAPSHOT if snapshot else {})
+    named = known.get(output.suffix.lower())
     if named is None and flag is None:
-        raise GraphmemError(f"-o {output}: the extension says the format; use one of {', '.join(_BY_EXTENSION)}")
+        raise GraphmemError(f"-o {output}: the extension says the format; use one of {', '.join(known)}")
     if named and flag and named != flag:
         raise GraphmemError(f"-o {output} is {named} by its extension, but --{flag} asks for {flag}; drop one of them")
+    writable("-o", output)
+    return flag or named or "text"
+
+
+def writable(option: str, output: Path) -> None:
+    """Find out before any work whether a file can be written.
+
+    Raises:
+        GraphmemError: it cannot.
+    """
     if output.is_dir() or not output.parent.is_dir():
         what = "is a folder" if output.is_dir() else f"the folder {output.parent} does not exist"
-        raise GraphmemError(f"-o {output}: {what}; name a file that can be written")
+        raise GraphmemError(f"{option} {output}: {what}; name a file that can be written")
     if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise GraphmemError(f"-o {output}: cannot be written (permission denied); choose another place")
-    return flag or named or "text"
+        raise GraphmemError(f"{option} {output}: cannot be written (permission denied); choose another place")
 
 
 def render(report: Report, format: str, *, width: int | None, color: bool, explain: bool) -> str:
@@ -68,23 +79,28 @@ def write(report: Report, format: str, output: Path | None, *, quiet: bool, expl
         width, color = _terminal()
         _print(render(report, format, width=width, color=color, explain=explain))
         return
-    text = render(report, format, width=None, color=False, explain=explain)
+    write_bytes(render(report, format, width=None, color=False, explain=explain).encode(), output, quiet=quiet)
+
+
+def write_bytes(content: bytes, output: Path | None, *, quiet: bool) -> None:
+    """Put ``content`` in ``output``, all at once."""
+    assert output is not None
     try:
-        _put(text, output.resolve())  # a link keeps being a link; what it points to is replaced
+        _put(content, output.resolve())  # a link keeps being a link; what it points to is replaced
     except OSError as error:
         raise GraphmemError(f"-o {output}: cannot be written ({error.strerror}); choose another place") from error
     if not quiet and sys.stderr is not None:
         print(f"graphmem: wrote {output}", file=sys.stderr)
 
 
-def _put(text: str, path: Path) -> None:
+def _put(content: bytes, path: Path) -> None:
     if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced, only written to
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
         return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from graphmem.errors import GraphmemError
 from graphmem.report import Cell, Column, Figure, Report, Row, Section, Table, sum_row
+from graphmem.timeline import reserved_tables
 from graphmem.timeline.events import KINDS, Block, rounded
+from graphmem.timeline.reserved import requests_of
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -20,6 +22,16 @@ TOP = 15
 def report(trace: Trace, by: By | None = None, top: int | None = None, events: bool = False) -> Report:
     """What ``graphmem trace`` prints; ``events`` adds the table of every allocation and release."""
     tables = [_peak_by_kind(trace), _peak_by_layer(trace, top or TOP), _phases(trace)]
+    figures, warnings = list(_figures(trace)), []
+    if trace.device.type == "cuda":
+        found = trace.simulation
+        figures[2:2] = reserved_tables.figures(trace, found)
+        tables.append(reserved_tables.levels(trace, found))
+        if len(trace.events) <= reserved_tables.MOST_EVENTS:
+            tables.append(reserved_tables.settings(trace, found))
+        if (died := found.out_of_memory) is not None:
+            figures[:0] = reserved_tables.death(trace, died)
+            warnings.append(reserved_tables.message(trace, died, found.conf))
     if by is not None:
         tables.append(breakdown(trace, by, top or TOP))
     if events:
@@ -27,7 +39,8 @@ def report(trace: Trace, by: By | None = None, top: int | None = None, events: b
     notes = [f"{key}: {value}" for key, value in trace.settings.items()]
     notes += [f"assumed: {what}; first at {where}" for what, where in trace.assumptions.items()]
     origin = f"traced on the meta device for {trace.device.name}; no weights, no GPU"
-    return Report("trace", trace.target, origin, (Section("", tuple(_figures(trace)), tuple(tables)),), tuple(notes))
+    section = Section("", tuple(figures), tuple(tables))
+    return Report("trace", trace.target, origin, (section,), tuple(notes), tuple(warnings))
 
 
 def _figures(trace: Trace) -> Iterable[Figure]:
@@ -175,16 +188,26 @@ def breakdown(trace: Trace, by: By, top: int) -> Table:
 def timeline(trace: Trace) -> Table:
     """Every allocation and release in order, with the total after it."""
     rows: list[Row] = []
+    reserved = _reserved_by_event(trace)
     for index, (event, total) in enumerate(zip(trace.events, trace.totals, strict=True)):
         block, op = trace.blocks[event.block], trace.ops[event.op] if event.op is not None else None
         sign = 1 if event.alloc else -1
         rows.append(
-            (index, sign * _size(trace, block), total, block.kind, op.name if op else "", op.phase if op else "start", block.module,
+            (index, sign * _size(trace, block), total, reserved[index], block.kind, op.name if op else "", op.phase if op else "start", block.module,
              op.line if op else "", block.name, str(list(block.shape)), block.dtype)
         )  # fmt: skip
     columns = (
-        Column("event", "Event", "text"), Column("bytes", "Bytes", "bytes"), Column("total", "Total", "bytes"), Column("kind", "Kind"),
-        Column("op", "Operation"), Column("phase", "Phase"), Column("module", "Module"), Column("line", "Line"), Column("name", "Name"),
+        Column("event", "Event", "text"), Column("bytes", "Bytes", "bytes"), Column("total", "Total", "bytes"), Column("reserved", "Reserved", "bytes"),
+        Column("kind", "Kind"), Column("op", "Operation"), Column("phase", "Phase"), Column("module", "Module"), Column("line", "Line"), Column("name", "Name"),
         Column("shape", "Shape"), Column("dtype", "Dtype"),
     )  # fmt: skip
     return Table("timeline", "Timeline", columns, tuple(rows), "traced")
+
+
+def _reserved_by_event(trace: Trace) -> list[int | None]:
+    """Bytes reserved after each event; None on the CPU, and where the step has run out of memory by then."""
+    if trace.device.type != "cuda":
+        return [None] * len(trace.events)
+    served = zip(requests_of(trace), trace.simulation.reserved, strict=False)
+    reserved: list[int | None] = [after for request, after in served if request.action != "empty_cache"]
+    return reserved + [None] * (len(trace.events) - len(reserved))

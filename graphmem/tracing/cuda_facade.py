@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +18,8 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 @contextlib.contextmanager
-def cuda_answers(device: Device) -> Iterator[None]:
-    """Questions about the device are answered from ``device``; waiting for it, or emptying its cache, does nothing."""
+def cuda_answers(device: Device, cache_emptied: Callable[[], None]) -> Iterator[None]:
+    """Questions about the device are answered from ``device``; waiting for it does nothing."""
     major, minor = device.capability
     properties = SimpleNamespace(
         name=device.name, major=major, minor=minor, multi_processor_count=device.sms, warp_size=32, is_integrated=0
@@ -33,9 +33,8 @@ def cuda_answers(device: Device) -> Iterator[None]:
         "get_device_name": lambda device=None: properties.name,
         "is_bf16_supported": lambda including_emulation=True: True,
         "is_current_stream_capturing": lambda: False,
-        **dict.fromkeys(
-            ("synchronize", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all"), _nothing
-        ),
+        "empty_cache": cache_emptied,
+        **dict.fromkeys(("synchronize", "reset_peak_memory_stats", "manual_seed", "manual_seed_all"), _nothing),
     }
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():

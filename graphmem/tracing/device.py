@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from graphmem.errors import GraphmemError
+from graphmem.errors import GraphmemError, UnsupportedError
+from graphmem.hardware.context import Context, context_of, overall_context
+from graphmem.hardware.gpus import gpu_named
 from graphmem.timeline.events import CUDA_ROUNDING
 
 
@@ -19,6 +21,10 @@ class Device:
     sms: int = 0
     #: The PyTorch release whose libraries and kernels are meant; the model's code runs on the one installed.
     torch: tuple[int, int] = (2, 13)
+    #: Bytes of the device, of which the CUDA context takes its part; None: no limit.
+    memory: int | None = None
+    #: The CUDA context's size on it in bytes, as others measured: least, median, most; None: not known.
+    context: tuple[int, int, int] | None = None
 
     @property
     def rounding(self) -> int:
@@ -46,3 +52,37 @@ def device_named(device: str | Device) -> Device:
         return _BY_NAME[str(device).lower()]
     except KeyError:
         raise GraphmemError(f"device {device!r}: graphmem traces for {', '.join(_BY_NAME)}") from None
+
+
+def traced_for(device: str | Device | None, gpu: str | None, memory: int | None) -> Device:
+    """The device of a trace: by kind of kernels (``device``), or a GPU of the table with its memory; ``memory`` bytes of it.
+
+    Raises:
+        GraphmemError: no such device or GPU, or choices that exclude each other.
+    """
+    if gpu is not None and device is not None:
+        raise GraphmemError(f"device {device!r} and gpu {gpu!r} exclude each other; a gpu says its kernels too")
+    found = device_named("cuda" if device is None else device) if gpu is None else _from_table(gpu)
+    if found.type == "cuda" and found.context is None and not isinstance(device, Device):
+        found = replace(found, context=_range(overall_context()))
+    if memory is None:
+        return found
+    if found.type != "cuda":
+        raise GraphmemError(f"memory {memory:,}: is about a GPU; this is traced for {found.name}")
+    if memory < 1:
+        raise GraphmemError(f"memory {memory:,}: must be 1 byte or more")
+    return replace(found, memory=memory)
+
+
+def _from_table(gpu: str) -> Device:
+    row = gpu_named(gpu)
+    if row.vendor != "NVIDIA":
+        raise UnsupportedError(
+            f"gpu {row.name!r}: graphmem knows what CUDA's kernels and libraries allocate, not ROCm's"
+        )
+    sms = row.sms or (H100 if row.capability >= H100.capability else A100).sms
+    return Device("cuda", row.name, row.capability, sms, memory=row.capacity, context=_range(context_of(row)))
+
+
+def _range(context: Context) -> tuple[int, int, int]:
+    return context.low, context.median, context.high

@@ -24,6 +24,8 @@ class Ledger:
         #: Values of the start state (parameters, buffers, inputs), by name.
         self.placeholders: dict[str, int] = {}
         self.op: int | None = None
+        #: Where ``torch.cuda.empty_cache()`` was called: before these events.
+        self.emptied_at: list[int] = []
         self._known = known
         self._held: dict[int, Held] = {}
         self._workspaces: dict[tuple[str, bool], int] = {}
@@ -37,6 +39,10 @@ class Ledger:
     def close(self) -> None:
         """The step is over: what Python drops from here on is not part of it."""
         self._closed = True
+
+    def cache_emptied(self) -> None:
+        """The code called ``torch.cuda.empty_cache()``."""
+        self.emptied_at.append(len(self.events))
 
     # -- storages and blocks --------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def _plain_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+def plain_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     """Tensors among a module's attributes that are neither parameters nor buffers."""
     found: list[torch.Tensor] = []
     for child in module.modules():
@@ -24,9 +24,10 @@ def _plain_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 class Twins:
-    """Meta tensors of the same geometry as others; those that share a storage, or are the same, go on doing so."""
+    """Tensors of the same geometry as others, on another device; those that share a storage, or are the same, go on doing so."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "meta") -> None:
+        self._device = device
         self._by_storage: dict[int, torch.UntypedStorage] = {}
         self._by_tensor: dict[int, torch.Tensor] = {}
 
@@ -39,8 +40,8 @@ class Twins:
     def _made(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._by_storage:
-            self._by_storage[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device="meta")
-        twin = torch.empty(0, dtype=tensor.dtype, device="meta")
+            self._by_storage[storage._cdata] = torch.UntypedStorage(storage.nbytes(), device=self._device)
+        twin = torch.empty(0, dtype=tensor.dtype, device=self._device)
         twin.set_(self._by_storage[storage._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
         if isinstance(tensor, torch.nn.Parameter):
             twin = torch.nn.Parameter(twin, tensor.requires_grad)
@@ -60,7 +61,7 @@ def module_on_meta(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[int, 
     memo: dict[int, Any] = {}
     data: dict[int, torch.Tensor] = {}
     twins = Twins()
-    for tensor in [*module.parameters(), *module.buffers(), *_plain_tensors(module)]:
+    for tensor in [*module.parameters(), *module.buffers(), *plain_tensors(module)]:
         memo[id(tensor)] = twin = twins.of(tensor)
         if tensor.device.type != "meta" and not (tensor.is_floating_point() or tensor.is_complex()):
             data[id(twin)] = tensor.detach().cpu()

@@ -52,7 +52,11 @@ class Presented(TorchFunctionMode):
     """Makes meta look like ``device`` to Python code, while it is active."""
 
     def __init__(
-        self, device: Device, registry: Registry, storage_resized: Callable[[torch.UntypedStorage], None]
+        self,
+        device: Device,
+        registry: Registry,
+        storage_resized: Callable[[torch.UntypedStorage], None],
+        cache_emptied: Callable[[], None],
     ) -> None:
         super().__init__()
         self._device = device
@@ -60,7 +64,7 @@ class Presented(TorchFunctionMode):
         self._rules = {rule.target: rule.apply for rule in registry.of("call", device.type).values()}
         self._constructors = frozenset(_device_constructors()) - set(_FROM_DATA)
         self.autocast = Autocast(device.type)
-        self._storage_resized = storage_resized
+        self._storage_resized, self._cache_emptied = storage_resized, cache_emptied
         self._answers = self._own_answers()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,7 +159,7 @@ class Presented(TorchFunctionMode):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.autocast.available())
             if self._device.type == "cuda":
-                stack.enter_context(cuda_answers(self._device))
+                stack.enter_context(cuda_answers(self._device, self._cache_emptied))
             for module, name in _OVERRIDE_CHECKS:
                 stack.enter_context(replaced(module, name, _overridden_by_a_subclass))
             # Hooks run where this mode is not active and see meta; checkpointing compares what they saw with what it sees.

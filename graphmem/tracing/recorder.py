@@ -239,6 +239,7 @@ class Recorder(TorchDispatchMode):
             and args
             and isinstance(args[0], list | tuple)
             and len(args[0]) == count
+            and all(isinstance(item, torch.Tensor) for item in args[0])
         ):
             return [self.ledger.owner(tensor) for tensor in args[0]]
         return [call.module] * count

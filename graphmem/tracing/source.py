@@ -12,7 +12,7 @@ import graphmem
 _INSIDE = tuple(os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep for module in (torch, graphmem))
 _OPTIM = os.path.join(_INSIDE[0], "optim") + os.sep
 #: The file that runs a step: whoever called graphmem is above it and no part of the step.
-_STEP = os.path.join(_INSIDE[1], "tracing", "step.py")
+_LOOP = os.path.join(_INSIDE[1], "tracing", "loop.py")
 #: (code, line number), rendered only when somebody asks.
 Place = tuple[CodeType, int] | None
 
@@ -28,7 +28,7 @@ class SourceLines:
         theirs, optimizer = self._theirs, None
         while frame is not None:
             code = frame.f_code
-            if code.co_filename == _STEP:
+            if code.co_filename == _LOOP:
                 return optimizer
             found = theirs.get(code)
             if found is None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphmem.errors import GraphmemError
-from graphmem.timeline.events import Op
+from graphmem.timeline.events import Op, Phase
 from graphmem.tracing.caches import emptied_caches
 from graphmem.tracing.device import Device
 from graphmem.tracing.failure import StepError, operator_failed, step_failed
 from graphmem.tracing.known import KnownValues, tensors_in
+from graphmem.tracing.loop import Watch, every_tensor, run_steps
 from graphmem.tracing.modules import ModuleStack
 from graphmem.tracing.on_meta import map_tensors
 from graphmem.tracing.presented import Presented
@@ -57,11 +58,37 @@ def trace_step(module: torch.nn.Module, inputs: Inputs, workload: Workload, devi
 
     def run(recorder: Recorder) -> None:
         start_state(recorder, module, inputs)
-        _run(recorder, module, inputs, workload)
+        run_steps(module, inputs.args, inputs.kwargs, workload, _Recorded(recorder))
 
     recorder = record(run, device, module, workload.routing)
     settings = settings_of(workload, module, inputs)
-    return replace(finished(recorder, target, settings), modules=class_names(module))
+    return replace(finished(recorder, target, settings), modules=class_names(module), alloc_conf=workload.alloc_conf)
+
+
+class _Recorded(Watch):
+    """Tells the recorder where in the step it is, and what things turn out to be."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self.device = recorder.device.type
+
+    def enter(self, phase: Phase) -> None:
+        self._recorder.phase = phase
+
+    def begin(self, step: int) -> None:
+        self._recorder.step = step
+
+    def assume(self, what: str) -> None:
+        self._recorder.assume(what)
+
+    def forward_over(self, output: Any, loss: Any) -> None:
+        mark_kept(self._recorder, output, loss)
+
+    def updated(self, optimizer: Any) -> None:
+        mark_states(self._recorder, optimizer)
+
+    def over(self, held: tuple[Any, ...]) -> None:
+        self._recorder.ledger.close()
 
 
 def class_names(module: torch.nn.Module) -> dict[str, str]:
@@ -94,13 +121,21 @@ def record(
 @contextlib.contextmanager
 def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     """The recorder, the presented device and the module stack, active; all of it undone afterwards."""
-    presented = Presented(device, REGISTRY, recorder.ledger.resized)
+    _import_dynamo()
+    presented = Presented(device, REGISTRY, recorder.ledger.resized, recorder.ledger.cache_emptied)
     recorder.autocast = presented.autocast
     with (
         torch.random.fork_rng(devices=[]), _no_cycle_collection(), emptied_caches(recorder.modules.classes), presented.patched(),
         recorder.modules.following(), recorder, presented,
     ):  # fmt: skip
         yield
+
+
+def _import_dynamo() -> None:
+    """Older releases import it when an optimizer is first made (torch/_compile.py), where our modes would see what it computes."""
+    major, minor = torch.__version__.split(".")[:2]
+    if (int(major), int(minor)) < (2, 9):
+        importlib.import_module("torch._dynamo")
 
 
 @contextlib.contextmanager
@@ -134,72 +169,6 @@ def unrecorded() -> Iterator[None]:
     """Our own tensor work between the step's: seen by no mode."""
     with torch._C.DisableTorchFunction(), _disable_current_modes():
         yield
-
-
-def _run(recorder: Recorder, module: torch.nn.Module, inputs: Inputs, workload: Workload) -> None:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer: Any = None
-    if workload.trains:
-        if not parameters:
-            raise GraphmemError("no parameter of the module requires a gradient, so there is nothing to train")
-        recorder.phase = "optimizer"
-        optimizer = (workload.optimizer or torch.optim.AdamW)(parameters)
-    output = loss = None
-    for recorder.step in range(workload.steps):
-        if optimizer is not None and hasattr(optimizer, "zero_grad"):
-            recorder.phase = "optimizer"
-            optimizer.zero_grad()
-        recorder.phase = "forward"
-        with _precision(workload, recorder.device), torch.set_grad_enabled(workload.trains or workload.grad):
-            output = module(*inputs.args, **inputs.kwargs)
-            if workload.trains:
-                recorder.phase = "loss"
-                loss = (workload.loss or partial(default_loss, assume=recorder.assume))(output)
-        mark_kept(recorder, output, loss)
-        if not workload.trains:
-            continue
-        if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
-            raise GraphmemError("the loss depends on no parameter that requires a gradient; pass loss=")
-        recorder.phase = "backward"
-        loss.backward()
-        recorder.phase = "optimizer"
-        optimizer.step()
-        mark_states(recorder, optimizer)
-    recorder.ledger.close()  # before output, loss and optimizer go out of scope, as they do not in the user's loop
-
-
-def _precision(workload: Workload, device: Device) -> Any:
-    if workload.autocast is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, workload.autocast))
-
-
-def default_loss(output: Any, assume: Callable[[str], None]) -> torch.Tensor:
-    """The output's own ``loss``, else its only scalar, else the sum of every floating-point tensor in it that has a gradient.
-
-    Raises:
-        GraphmemError: there is none.
-    """
-    own = getattr(output, "loss", None) if not isinstance(output, dict) or "loss" in output else None
-    if isinstance(own, torch.Tensor):
-        return own
-    tensors = [tensor for tensor in every_tensor(output) if tensor.grad_fn is not None and tensor.is_floating_point()]
-    if not tensors:
-        raise GraphmemError("the module's output has no floating-point tensor with a gradient, so no loss; pass loss=")
-    scalars = [tensor for tensor in tensors if tensor.dim() == 0]
-    if len(scalars) == 1:
-        return scalars[0]
-    assume(
-        "the loss is taken as the sum of the outputs; a real one (cross-entropy over logits) needs more, give it with loss="
-    )
-    return torch.stack([tensor.sum() for tensor in tensors]).sum() if len(tensors) > 1 else tensors[0].sum()
-
-
-def every_tensor(value: Any) -> list[torch.Tensor]:
-    """All tensors of an output: lists, dicts, and transformers' ModelOutput."""
-    found: list[torch.Tensor] = []
-    map_tensors(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
 
 
 def mark_kept(recorder: Recorder, output: Any, loss: Any) -> None:
@@ -258,7 +227,7 @@ def finished(recorder: Recorder, target: str, settings: Mapping[str, str]) -> Tr
     return Trace(
         recorder.device, target, settings, ops, tuple(recorder.ledger.values),
         tuple(draft.finished() for draft in recorder.ledger.blocks), tuple(recorder.ledger.events), recorder.ledger.placeholders,
-        assumptions=recorder.assumptions,
+        assumptions=recorder.assumptions, cache_emptied=tuple(recorder.ledger.emptied_at),
     )  # fmt: skip
 
 
@@ -280,7 +249,7 @@ def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs) -> 
         said["attention"] = workload.attention or implementation
     if workload.steps > 1:
         said["steps"] = str(workload.steps)
-    said["not counted"] = "reserved but free memory, the CUDA context, workspaces of cuDNN"
+    said["not counted"] = "workspaces of cuDNN, memory of other processes"
     return said
 
 

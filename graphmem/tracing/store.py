@@ -30,6 +30,7 @@ def save(trace: Trace, path: Path) -> None:
             "settings": dict(trace.settings), "modules": dict(trace.modules), "assumptions": dict(trace.assumptions), "placeholders": dict(trace.placeholders),
             "values": [_row(value) for value in trace.values], "blocks": [_row(block) for block in trace.blocks],
             "ops": [[_plain(item) for item in _row(op)] for op in trace.ops], "events": trace.events,
+            "alloc_conf": trace.alloc_conf, "cache_emptied": trace.cache_emptied,
         },
         separators=(",", ":"),
     )  # fmt: skip
@@ -61,6 +62,7 @@ def load(path: Path) -> Trace:
         device, found["target"], found["settings"], tuple(Op(*map(_back, row)) for row in found["ops"]),
         tuple(Value(*map(_tuples, row)) for row in found["values"]), tuple(Block(*map(_tuples, row)) for row in found["blocks"]),
         tuple(Event(*row) for row in found["events"]), found["placeholders"], found["modules"], found["assumptions"],
+        found.get("alloc_conf", ""), tuple(found.get("cache_emptied", ())),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphmem.errors import GraphmemError
 from graphmem.timeline.events import Block, Event, Op, Value, rounded
 from graphmem.timeline.liveness import Peak, alive_after, peak_of, running_total
 from graphmem.tracing.device import Device
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch.fx
 
     from graphmem.report import Report
+    from graphmem.timeline.allocator.conf import AllocConf
+    from graphmem.timeline.allocator.simulate import Simulation
     from graphmem.timeline.summary import By
 
 
@@ -38,6 +41,10 @@ class Trace:
     modules: Mapping[str, str] = field(default_factory=dict)
     #: What depends on float data and was assumed → where it was needed first.
     assumptions: Mapping[str, str] = field(default_factory=dict)
+    #: Settings of the caching allocator, as in ``PYTORCH_CUDA_ALLOC_CONF``.
+    alloc_conf: str = ""
+    #: Where the step called ``torch.cuda.empty_cache()``: before these events.
+    cache_emptied: tuple[int, ...] = ()
 
     @cached_property
     def totals(self) -> list[int]:
@@ -69,6 +76,35 @@ class Trace:
     def peak_op(self) -> Op | None:
         """The operation that allocated the last byte of the peak; None if that was before the first."""
         return None if self.peak_at.op is None else self.ops[self.peak_at.op]
+
+    def simulate(self, conf: AllocConf | str | None = None) -> Simulation:
+        """What PyTorch's caching allocator reserves for these events, on a device of ``device.memory`` bytes.
+
+        Args:
+            conf: settings as in ``PYTORCH_CUDA_ALLOC_CONF``; None: `alloc_conf`.
+
+        Raises:
+            GraphmemError: PyTorch would refuse the settings, or what is there before the step does not fit.
+        """
+        from graphmem.timeline.allocator.conf import alloc_conf
+        from graphmem.timeline.reserved import simulated
+
+        if self.device.type != "cuda":
+            raise GraphmemError(f"simulate is about CUDA's caching allocator; this was traced for {self.device.name}")
+        text = self.alloc_conf if conf is None else conf
+        parsed = alloc_conf(text) if isinstance(text, str) else text
+        context = self.device.context[1] if self.device.context is not None else 0
+        return simulated(self, parsed, self.device.memory, context)
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """`simulate` under the settings of the trace."""
+        return self.simulate()
+
+    @property
+    def reserved(self) -> int:
+        """The most bytes PyTorch reserves at once: ``torch.cuda.max_memory_reserved()``. On the CPU nothing is reserved: `peak`."""
+        return self.simulation.peak_reserved if self.device.type == "cuda" else self.peak
 
     def alive_at_peak(self) -> list[Block]:
         """The blocks that make up the peak, oldest first."""

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from graphmem.measuring.common import common_length
+from graphmem.measuring.cpu_events import cpu_events, no_cycle_collection, peak_rise
 from graphmem.timeline.events import Event, Phase
 from graphmem.tracing.device import CPU
 from graphmem.tracing.on_meta import map_tensors, module_on_meta
 from graphmem.tracing.recorder import Recorder
 from graphmem.tracing.step import Inputs, finished, record, start_state
 from graphmem.tracing.trace import Trace
-from tests.accuracy.real import cpu_events, no_cycle_collection, peak_rise
-from tests.accuracy.snapshots import common_length
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from graphmem.tracing.device import A100, H100, Device
 from graphmem.tracing.recorder import Recorder
 from graphmem.tracing.step import finished, record
+from graphmem.tracing.trace import Trace
 from tests.accuracy.snapshot_cases import SnapshotCase
 from tests.accuracy.snapshots import SNAPSHOTS, Comparison, Event, compare, in_blocks, load, real_events
 
@@ -53,8 +54,9 @@ def device_of(case: SnapshotCase) -> Device:
     return replace(H100 if hopper else A100, torch=(int(major), int(minor)))
 
 
-def predicted(case: SnapshotCase) -> tuple[list[Event], int]:
-    """The events between the script's marks, and the most bytes asked for at once between them."""
+@cache
+def replayed(case: SnapshotCase) -> tuple[Trace, dict[str, int]]:
+    """The trace of the whole script, and the events at which its marks stand."""
     marks: dict[str, int] = {}
 
     def run(recorder: Recorder) -> None:
@@ -64,6 +66,12 @@ def predicted(case: SnapshotCase) -> tuple[list[Event], int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trace = finished(record(run, device_of(case)), case.name, {})
+    return trace, marks
+
+
+def predicted(case: SnapshotCase) -> tuple[list[Event], int]:
+    """The events between the script's marks, and the most bytes asked for at once between them."""
+    trace, marks = replayed(case)
     events: list[Event] = []
     total = peak = 0
     for position, event in enumerate(trace.events[: marks["end"]]):

@@ -13,14 +13,14 @@ import gzip
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
+from graphmem.measuring.common import common_length, common_prefix
+
 SNAPSHOTS = Path(__file__).parents[2].parent / "shared" / "gpu_snapshots"
 BLOCK = 512
-_MOST_EDITS = 2000
 
 Event = tuple[str, int, int]
 
@@ -96,32 +96,8 @@ def compare(real: Sequence[Event], predicted: Sequence[Event]) -> Comparison:
     )
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common subsequence (Myers 1986); beyond 2,000 edits difflib's smaller estimate."""
-    start = _common_prefix(a, b)
-    a, b = a[start:], b[start:]
-    end = _common_prefix(a[::-1], b[::-1])
-    a, b = a[: len(a) - end], b[: len(b) - end]
-    reach = {1: 0}
-    for edits in range(min(len(a) + len(b), _MOST_EDITS) + 1):
-        for k in range(-edits, edits + 1, 2):
-            down = k == -edits or (k != edits and reach[k - 1] < reach[k + 1])
-            x = reach[k + 1] if down else reach[k - 1] + 1
-            while x < len(a) and x - k < len(b) and a[x] == b[x - k]:
-                x += 1
-            reach[k] = x
-            if x >= len(a) and x - k >= len(b):
-                return start + end + (len(a) + len(b) - edits) // 2
-    blocks = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
-    return start + end + sum(block.size for block in blocks)
-
-
 def _signed(event: Event) -> int:
     return event[2] if event[0] == "alloc" else -event[2]
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _releases_sorted(sizes: Sequence[int]) -> list[int]:
@@ -137,7 +113,7 @@ def _rise_and_change(events: Iterable[Event]) -> tuple[int, int]:
 def _first_difference(
     real: Sequence[Event], predicted: Sequence[Event]
 ) -> tuple[int, Event | None, Event | None] | None:
-    at = _common_prefix([_signed(event) for event in real], [_signed(event) for event in predicted])
+    at = common_prefix([_signed(event) for event in real], [_signed(event) for event in predicted])
     theirs = real[at] if at < len(real) else None
     mine = predicted[at] if at < len(predicted) else None
     return None if theirs is mine is None else (at, theirs, mine)

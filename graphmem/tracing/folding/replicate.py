@@ -100,6 +100,8 @@ class _Replica:
         self._new_blocks: dict[_Born, int] = {}
 
     def build(self) -> Trace:
+        if self._trace.cache_emptied:
+            raise NotFoldableError("the step empties the allocator's cache on its way")
         self._take_stock()
         self._prove()
         placeholders = self._write_start()

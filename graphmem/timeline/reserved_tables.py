@@ -1,0 +1,127 @@
+"""Reserved memory in a report: the figures people confuse side by side, what settings would change, and where a step dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from graphmem.report import Column, Figure, Row, Table
+from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
+from graphmem.timeline.allocator.out_of_memory import explained
+from graphmem.timeline.allocator.simulate import OutOfMemory, Simulation
+from graphmem.timeline.reserved import requests_of, simulated
+
+if TYPE_CHECKING:
+    from graphmem.tracing.trace import Trace
+
+#: Settings that a report tries beside the one in force.
+TRIED = (
+    "", "expandable_segments:True", "max_split_size_mb:128", "roundup_power2_divisions:8", "garbage_collection_threshold:0.8",
+)  # fmt: skip
+#: With more events than this, trying other settings would take longer than the trace.
+MOST_EVENTS = 500_000
+
+
+def figures(trace: Trace, found: Simulation) -> Iterator[Figure]:
+    """Reserved memory, its fragmentation, and nvidia-smi's figure where the GPU is known."""
+    peak, at = found.peak_reserved, found.peak_reserved_at
+    yield Figure(
+        "reserved", "Reserved", peak, "bytes", "simulated",
+        f"{len(found.segments)} segments at the end; torch.cuda.max_memory_reserved()",
+    )  # fmt: skip
+    if at >= 0:
+        yield Figure(
+            "fragmentation", "Fragmentation", round(found.fragmentation(at), 4), "share", "simulated",
+            "at the reserved peak: 1 − largest free block / all free bytes",
+        )  # fmt: skip
+    context = trace.device.context
+    if context is not None:
+        low, median, high = context
+        yield Figure(
+            "driver", "nvidia-smi", peak + median, "bytes", "calibrated",
+            f"reserved + CUDA context; the context is {low:,} to {high:,} bytes on this GPU",
+        )  # fmt: skip
+
+
+def levels(trace: Trace, found: Simulation) -> Table:
+    """The same moment as PyTorch's counters and nvidia-smi tell it."""
+    rows: list[Row] = [
+        ("tensors", trace.peak, f"each rounded up to {trace.device.rounding} B", "traced"),
+        ("allocated", found.peak_allocated, "the blocks they got: torch.cuda.max_memory_allocated()", "simulated"),
+        ("reserved", found.peak_reserved, "segments that hold them: torch.cuda.max_memory_reserved()", "simulated"),
+    ]
+    context = trace.device.context
+    if context is not None:
+        low, median, high = context
+        rows.append(
+            ("CUDA context", median, f"outside PyTorch, {low >> 20:,} to {high >> 20:,} MiB measured", "calibrated")
+        )
+        rows.append(("nvidia-smi", found.peak_reserved + median, "reserved + context", "calibrated"))
+    if trace.device.memory is not None:
+        rows.append(("GPU", trace.device.memory, "all of it, as torch sees it", "calibrated"))
+    columns = (
+        Column("level", "Level"),
+        Column("bytes", "Bytes", "bytes"),
+        Column("what", "What it is"),
+        Column("basis", "Basis"),
+    )
+    return Table("levels", "Allocated, reserved, nvidia-smi", columns, tuple(rows), "simulated")
+
+
+def settings(trace: Trace, found: Simulation) -> Table:
+    """The step under other settings of the allocator."""
+    limited = trace.device.memory is not None
+    rows: list[Row] = [_row(found.conf.text or "(default)", found, found)]
+    for text in TRIED:
+        conf = alloc_conf(text)
+        if conf == found.conf or (conf.garbage_collection_threshold and not limited):
+            continue
+        if conf.garbage_collection_threshold:  # PyTorch collects only where a fraction is set
+            conf = alloc_conf(text := f"{text},per_process_memory_fraction:1.0")
+        rows.append(_row(text or "(default)", trace.simulate(conf), found))
+    columns = (
+        Column("setting", "Setting"), Column("reserved", "Reserved", "bytes"), Column("change", "Change", "bytes"),
+        Column("fragmentation", "Fragmentation", "share"), Column("inactive_split", "Cannot be returned", "bytes", detail=True),
+        Column("retries", "Retries", "count", detail=True), Column("dies", "Runs out"),
+    )  # fmt: skip
+    return Table("alloc_conf", "Allocator settings", columns, tuple(rows), "simulated")
+
+
+def _row(setting: str, tried: Simulation, given: Simulation) -> Row:
+    at = tried.peak_reserved_at
+    fragmentation = round(tried.fragmentation(at), 4) if at >= 0 else 0.0
+    split = tried.inactive_split[at] if at >= 0 else 0
+    dies = "yes" if tried.out_of_memory else "no"
+    return (
+        setting,
+        tried.peak_reserved,
+        tried.peak_reserved - given.peak_reserved,
+        fragmentation,
+        split,
+        tried.retries,
+        dies,
+    )
+
+
+def death(trace: Trace, died: OutOfMemory) -> Iterator[Figure]:
+    """Where the step runs out of memory, and what it would take."""
+    request = requests_of(trace)[died.request]
+    block = trace.blocks[request.block]
+    op = trace.ops[block.op] if block.op is not None else None
+    where = ", ".join(part for part in (op.phase, op.module, op.name, op.line) if part) if op is not None else "start"
+    yield Figure(
+        "dies", "Runs out of memory at", where, "text", "simulated", f"a {block.kind} of {block.nbytes:,} bytes"
+    )
+    needed = simulated(trace, alloc_conf(trace.alloc_conf)).peak_reserved
+    yield Figure("reserved_needed", "Reserved if memory had no end", needed, "bytes", "simulated")
+
+
+def message(trace: Trace, died: OutOfMemory, conf: AllocConf) -> str:
+    """PyTorch's words for it."""
+    assert trace.device.memory is not None
+    return explained(died, trace.device.memory, context_of(trace), conf, trace.device.torch)
+
+
+def context_of(trace: Trace) -> int:
+    """The CUDA context's median size on the traced GPU, bytes; 0 where the GPU is not known."""
+    return trace.device.context[1] if trace.device.context is not None else 0

@@ -1,0 +1,114 @@
+"""What a step does, whoever watches: the same code runs on meta to be traced and on a device to be measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from graphmem.errors import GraphmemError
+from graphmem.timeline.events import Phase
+from graphmem.tracing.on_meta import map_tensors
+from graphmem.workload import Workload
+
+
+class Watch:
+    """Hears what is going on; does nothing."""
+
+    #: ``cuda`` or ``cpu``: what autocast is asked for.
+    device: str = "cpu"
+
+    def enter(self, phase: Phase) -> None:
+        """A part of the step begins."""
+
+    def begin(self, step: int) -> None:
+        """A step begins, from 0."""
+
+    def assume(self, what: str) -> None:
+        """Something had to be chosen."""
+
+    def forward_over(self, output: Any, loss: Any) -> None:
+        """Forward and loss are there, backward has not begun."""
+
+    def updated(self, optimizer: Any) -> None:
+        """The optimizer has stepped."""
+
+    def over(self, held: tuple[Any, ...]) -> None:
+        """All is done; output, loss and optimizer are still held, as in the user's loop."""
+
+
+def run_steps(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload, watch: Watch
+) -> None:
+    """``workload.steps`` steps of ``module(*args, **kwargs)``.
+
+    Raises:
+        GraphmemError: there is nothing to train.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer: Any = None
+    if workload.trains:
+        if not parameters:
+            raise GraphmemError("no parameter of the module requires a gradient, so there is nothing to train")
+        watch.enter("optimizer")
+        optimizer = (workload.optimizer or torch.optim.AdamW)(parameters)
+    output = loss = None
+    for step in range(workload.steps):
+        watch.begin(step)
+        if optimizer is not None and hasattr(optimizer, "zero_grad"):
+            watch.enter("optimizer")
+            optimizer.zero_grad()
+        watch.enter("forward")
+        with _precision(workload, watch.device), torch.set_grad_enabled(workload.trains or workload.grad):
+            output = module(*args, **kwargs)
+            if workload.trains:
+                watch.enter("loss")
+                loss = (workload.loss or partial(default_loss, assume=watch.assume))(output)
+        watch.forward_over(output, loss)
+        if not workload.trains:
+            continue
+        if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
+            raise GraphmemError("the loss depends on no parameter that requires a gradient; pass loss=")
+        watch.enter("backward")
+        loss.backward()
+        watch.enter("optimizer")
+        optimizer.step()
+        watch.updated(optimizer)
+    watch.over((output, loss, optimizer))
+
+
+def _precision(workload: Workload, device: str) -> Any:
+    if workload.autocast is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=getattr(torch, workload.autocast))
+
+
+def default_loss(output: Any, assume: Callable[[str], None]) -> torch.Tensor:
+    """The output's own ``loss``, else its only scalar, else the sum of every floating-point tensor in it that has a gradient.
+
+    Raises:
+        GraphmemError: there is none.
+    """
+    own = getattr(output, "loss", None) if not isinstance(output, dict) or "loss" in output else None
+    if isinstance(own, torch.Tensor):
+        return own
+    tensors = [tensor for tensor in every_tensor(output) if tensor.grad_fn is not None and tensor.is_floating_point()]
+    if not tensors:
+        raise GraphmemError("the module's output has no floating-point tensor with a gradient, so no loss; pass loss=")
+    scalars = [tensor for tensor in tensors if tensor.dim() == 0]
+    if len(scalars) == 1:
+        return scalars[0]
+    assume(
+        "the loss is taken as the sum of the outputs; a real one (cross-entropy over logits) needs more, give it with loss="
+    )
+    return torch.stack([tensor.sum() for tensor in tensors]).sum() if len(tensors) > 1 else tensors[0].sum()
+
+
+def every_tensor(value: Any) -> list[torch.Tensor]:
+    """All tensors of an output: lists, dicts, and transformers' ModelOutput."""
+    found: list[torch.Tensor] = []
+    map_tensors(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found

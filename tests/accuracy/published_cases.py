@@ -1,0 +1,129 @@
+"""One case for every published figure of reserved or driver-level memory, on one GPU, whose settings a trace can run.
+
+Settings come from the row and its source, none from the figure. `NOT_COVERED` names every other such row, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+import graphmem
+from graphmem.tracing.device import Device
+from graphmem.tracing.trace import Trace
+from tests.accuracy.published_models import bert, klein, loaded
+
+_MIB, _GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class PublishedCase:
+    """A figure and the trace of its settings.
+
+    `measured` is in bytes; ``driver`` includes the CUDA context, ``reserved`` is PyTorch's own. `gpu` and `torch` are as the
+    source says, empty if it does not. `trace(device)` runs the settings: two optimizer steps where the figure is a run's peak.
+    """
+
+    name: str
+    source: str
+    metric: Literal["reserved", "driver"]
+    measured: int
+    gpu: str
+    torch: str
+    settings: str
+    trace: Callable[[Device], Trace]
+    alloc_conf: str = ""
+
+
+_GUIDE = "huggingface/transformers:docs/source/en/perf_train_gpu_one.mdx@0016acf"
+
+
+def _bert_trace(
+    device: Device, batch: int, accumulate: int, optimizer: Callable[[Any], Any], fp16: bool, checkpointing: bool
+) -> Trace:
+    return graphmem.trace(
+        bert.classifier(checkpointing),
+        bert.batch(batch),
+        step="train",
+        autocast=torch.float16 if fp16 else None,
+        optimizer=lambda parameters: bert.Accumulated(optimizer(parameters), accumulate),
+        steps=accumulate + 1,  # the first step after an update: gradients and states are there
+        device=device,
+    )
+
+
+def _bert(
+    row: str, mib: int, batch: int, accumulate: int, optimizer: str, fp16: bool = False, checkpointing: bool = False
+) -> PublishedCase:
+    """A row of the guide: NVML's figure after 512 samples of 512 random tokens, labels 0 and 1, by transformers' Trainer."""
+    makes = {"AdamW": bert.TransformersAdamW, "Adafactor": bert.adafactor}[optimizer]
+    parts = [
+        f"BERT-large classifier, {batch} × 512 tokens",
+        f"accumulated over {accumulate}" if accumulate > 1 else "",
+        f"{optimizer}, {'fp16 autocast' if fp16 else 'fp32'}",
+        "layers checkpointed" if checkpointing else "",
+        "eager attention, dropout 0.1; confidence high",
+    ]
+    return PublishedCase(
+        row, _GUIDE, "driver", mib * _MIB, "Tesla V100-SXM2-16GB", "", ", ".join(part for part in parts if part),
+        partial(_bert_trace, batch=batch, accumulate=accumulate, optimizer=makes, fp16=fp16, checkpointing=checkpointing),
+    )  # fmt: skip
+
+
+def _loaded_trace(device: Device, model: Callable[[], Any]) -> Trace:
+    return graphmem.trace(loaded.Loaded(model()), torch.zeros(1), grad=False, device=device)
+
+
+def _loaded(row: str, source: str, measured: int, gpu: str, settings: str, model: Callable[[], Any]) -> PublishedCase:
+    """What is reserved once a model is on the device, before it runs."""
+    return PublishedCase(row, source, "reserved", measured, gpu, "", settings, partial(_loaded_trace, model=model))
+
+
+def _klein_trace(device: Device, rank: int | None) -> Trace:
+    return graphmem.trace(
+        klein.training(rank), step="train", loss=lambda output: output[0], optimizer=klein.ClippedAdamW, steps=2, device=device
+    )  # fmt: skip
+
+
+def _klein(row: str, measured: int, release: str, rank: int | None, file: str) -> PublishedCase:
+    """A row of peft's method comparison: most bytes reserved after a step, the cache emptied every 25."""
+    return PublishedCase(
+        row, f"huggingface/peft:method_comparison/image-gen/results/{file}.json@5d602fd", "reserved", measured,
+        "NVIDIA L40S 48GB", release,
+        f"FLUX.2-klein-base-4B, {f'LoRA r={rank} on its linears, adapters fp32' if rank else 'all parameters'}, 2 × 512 × 512 pixels, "
+        "512 text tokens, bf16, AdamW, gradients clipped, blocks checkpointed, DINOv2 beside it; confidence medium",
+        partial(_klein_trace, rank=rank),
+    )  # fmt: skip
+
+
+CASES: tuple[PublishedCase, ...] = (
+    _loaded(
+        "W051", _GUIDE, 1288 * _MIB, "V100 16GB", "BERT-large classifier on the device in fp32, NVML's rise over the context; "
+        "confidence high", bert.classifier,
+    ),
+    _loaded(
+        "W053", "unslothai/notebooks:nb/Granite4.0.ipynb@bdda2ef", round(6.059 * _GIB), "",
+        "granite-4.0-h-micro in 16 bits with LoRA r=32 on q, k, v, o in fp32, loaded, before training; confidence medium",
+        loaded.granite,
+    ),
+    _loaded(
+        "W054", "unslothai/notebooks:nb/Qwen_3_5_27B_A100(80GB).ipynb@bdda2ef", round(51.156 * _GIB), "",
+        "Qwen3.5-27B in bf16 with LoRA r=8 on q, k, v, o, out_proj and the MLP in fp32, loaded, before training; confidence medium",
+        loaded.qwen,
+    ),
+    _bert("T228", 14949, 4, 1, "AdamW"),
+    _bert("T230", 6775, 1, 4, "AdamW", checkpointing=True),
+    _bert("T231", 13939, 4, 1, "AdamW", fp16=True),
+    _bert("T232", 7275, 1, 4, "AdamW", fp16=True, checkpointing=True),
+    _bert("T233", 12295, 4, 1, "Adafactor"),
+    _bert("T234", 4847, 1, 4, "Adafactor", fp16=True, checkpointing=True),
+    _klein("T242", 39873150976, "2.12", None, "full-finetuning--flux2-klein-default"),
+    _klein("T243", 10708058112, "2.12", 32, "lora--flux2-klein-default"),
+    _klein("T244", 11383341056, "2.13", 64, "lora--flux2-klein-rank64"),
+)  # fmt: skip
+
+NOT_COVERED: dict[str, str] = {}

@@ -1,0 +1,1 @@
+"""The models and loops behind published figures."""
