@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def command(
     if row is not None:
         writable("--json", row)
     choices = workload_choices(**workload)
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # the profiler writes to stderr whatever happens; read when torch is imported
     with working("Measuring", quiet):
         from graphmem.tracing.targets import require_torch
 

@@ -12,8 +12,9 @@ from itertools import islice, takewhile
 
 from graphmem.snapshots.snapshot import DeviceSnapshot, Entry, Segment
 from graphmem.timeline.allocator.blocks import Block
-from graphmem.timeline.allocator.caching import CachingAllocator, SegmentEvent
+from graphmem.timeline.allocator.caching import CachingAllocator
 from graphmem.timeline.allocator.conf import AllocConf
+from graphmem.timeline.allocator.driver import SegmentEvent
 from graphmem.timeline.allocator.simulate import Request, Simulation, simulate
 
 _RELEASES = ("segment_free", "segment_unmap")

@@ -126,4 +126,42 @@ CASES: tuple[PublishedCase, ...] = (
     _klein("T244", 11383341056, "2.13", 64, "lora--flux2-klein-rank64"),
 )  # fmt: skip
 
-NOT_COVERED: dict[str, str] = {}
+
+def _rows(numbers: str) -> list[str]:
+    """``"54 56"`` → T054, T056: the rows of training."""
+    return [f"T{int(number):03}" for number in numbers.split()]
+
+
+NOT_COVERED: dict[str, str] = {
+    **dict.fromkeys(
+        _rows("62 63 65"), "torchtune on Alpaca: lengths of the batches depend on the data, and no limit is given"
+    ),
+    **dict.fromkeys(_rows("54 56 58"), "torch.compile; optimizer and checkpointing not printed"),
+    **dict.fromkeys(
+        _rows("190 191 192 193 194 196 197 198 203 204 215 218 220 221 222 223"),
+        "Qwen 1's own code, not in transformers; samples are cut at the maximum and vary below it, which fragments",
+    ),
+    **dict.fromkeys(
+        _rows("205 209"), "samples are cut at the maximum and vary below it, which fragments; most of 205 is loading"
+    ),
+    **dict.fromkeys(_rows("211 214"), "confidence low: not monotonic in the length"),
+    **dict.fromkeys(_rows("225 226"), "GPTQ kernels"),
+    **dict.fromkeys(_rows("227 236"), "bitsandbytes kernels"),
+    **dict.fromkeys(
+        _rows("245 246 247 248 251"),
+        "confidence low; bitsandbytes and Unsloth's own kernels, lengths depend on the data",
+    ),
+    **dict.fromkeys(
+        _rows("237 238 240 241"),
+        "99th percentile over batches of many lengths: 768 tokens are the limit, those of that batch are not known",
+    ),
+    **dict.fromkeys(
+        _rows("142 144 146 147 148 150 152 154 155 157 158 186 188 189"),
+        "metric not stated, it may be driver level; Qwen 1's own code",
+    ),
+    **dict.fromkeys(
+        _rows("162 163 164 165 166 169 170 171 172 173 176"),
+        "metric not stated, it may be driver level; GPTQ kernels, DeepSpeed",
+    ),
+    **dict.fromkeys(_rows("178 179 180 181 182 183"), "metric not stated; confidence low: the setup is not given"),
+}

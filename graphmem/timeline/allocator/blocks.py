@@ -27,6 +27,10 @@ class Pool:
         insort(self.keys, block.size << _ADDRESS_BITS | block.address)
         block.cached_at = self.lookups
 
+    def insert_unmapped(self, block: Block) -> None:
+        """Address space by address."""
+        insort(self.unmapped, block, key=lambda other: other.address)
+
     def remove(self, block: Block) -> None:
         del self.keys[bisect_left(self.keys, block.size << _ADDRESS_BITS | block.address)]
 

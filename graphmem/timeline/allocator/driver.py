@@ -6,6 +6,9 @@ from typing import Protocol
 
 from graphmem.units import MIB
 
+#: (action, address, bytes, stream), in the words of PyTorch's memory history: segment_alloc, segment_free, segment_map, segment_unmap.
+SegmentEvent = tuple[str, int, int, int]
+
 
 class Driver(Protocol):
     """What the allocator asks of the device. Bytes and addresses are ints."""

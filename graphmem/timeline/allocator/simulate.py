@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from graphmem.timeline.allocator.blocks import Block
-from graphmem.timeline.allocator.caching import CachingAllocator, OutOfMemoryError, SegmentEvent
+from graphmem.timeline.allocator.caching import CachingAllocator, OutOfMemoryError
 from graphmem.timeline.allocator.conf import AllocConf
+from graphmem.timeline.allocator.driver import SegmentEvent
 
 #: ``free_requested`` and ``free_completed`` are the two halves of a ``free`` whose block another stream still uses.
 Action = Literal["alloc", "free", "free_requested", "free_completed", "empty_cache"]
@@ -137,7 +138,9 @@ def simulate(
         elif action == "free_requested":
             release(live[block], in_use_elsewhere=True)
         elif action == "free_completed":
-            allocator.release(live.pop(block))
+            waiting = live.pop(block)
+            if waiting.waiting:  # else it was given back when memory ran out
+                allocator.release(waiting)
         else:
             allocator.empty_cache()
         allocated(allocator.allocated)

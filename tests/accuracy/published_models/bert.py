@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ def classifier(checkpointing: bool = False) -> nn.Module:
     with torch.device("meta"):
         model = BertForSequenceClassification(config)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name it had then still works
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     return model.train()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -30,9 +33,7 @@ def granite() -> nn.Module:
         shared_intermediate_size=8192, num_local_experts=0, num_experts_per_tok=0, mamba_n_heads=64, mamba_d_head=64,
         mamba_d_state=128, mamba_n_groups=1, vocab_size=100352, tie_word_embeddings=True, position_embedding_type="nope",
     )  # fmt: skip
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-        return get_peft_model(model, LoraConfig(r=32, target_modules=_ATTENTION))
+    return _adapted(AutoModelForCausalLM, config, LoraConfig(r=32, target_modules=_ATTENTION))
 
 
 def qwen() -> nn.Module:
@@ -45,6 +46,10 @@ def qwen() -> nn.Module:
         vision_config=Qwen3_5VisionConfig(depth=27, hidden_size=1152, intermediate_size=4304, out_hidden_size=5120).to_dict(),
     )  # fmt: skip
     targets = [*_ATTENTION, "gate_proj", "up_proj", "down_proj", "out_proj"]
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config).to(torch.bfloat16)
-        return get_peft_model(model, LoraConfig(r=8, target_modules=targets))
+    return _adapted(AutoModelForImageTextToText, config, LoraConfig(r=8, target_modules=targets))
+
+
+def _adapted(auto: Any, config: Any, adapter: LoraConfig) -> nn.Module:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under names it used to have
+        return get_peft_model(auto.from_config(config).to(torch.bfloat16), adapter)
