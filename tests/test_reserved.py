@@ -104,7 +104,9 @@ def test_where_a_step_dies() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(1024, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 1024))
     whole = graphmem.trace(module, torch.zeros(4096, 1024), step="train")
     context = whole.device.context[1]  # type: ignore[index]
-    trace = graphmem.trace(module, torch.zeros(4096, 1024), step="train", memory=context + whole.simulation.peak_allocated - 1)
+    trace = graphmem.trace(
+        module, torch.zeros(4096, 1024), step="train", memory=context + whole.simulation.peak_allocated - 1
+    )
     report = trace.report()
     assert trace.simulation.out_of_memory is not None
     assert "backward" in str(report["dies"]) or "optimizer" in str(report["dies"])

@@ -394,3 +394,30 @@ def positions(length: int, device: torch.device) -> torch.Tensor:
 class Cached(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + positions(x.shape[0], x.device)
+
+
+def test_an_exception_out_of_a_forward_keeps_nothing_alive() -> None:
+    """Checkpointing without reentrance ends each recomputation by one; what its traceback holds must be gone as in eager."""
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 64, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            held = self.layer(x)
+            return torch.relu(held) * 2
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.block, x, use_reentrant=False)
+
+    trace = graphmem.trace(Net(), torch.zeros(32, 64, requires_grad=True), step="train", optimizer="SGD", device="cpu")
+    alive = {event.block for event in trace.events if event.alloc} - {e.block for e in trace.events if not e.alloc}
+    activations = [trace.blocks[block] for block in alive if trace.blocks[block].shape == (32, 64)]
+    # The input, its gradient and the output, which the loop still holds.
+    assert len(activations) == 3

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
-from graphmem.measuring.common import common_length, common_prefix
+from graphmem.measuring.sequences import common_length, common_prefix
 
 #: Of a row in ``fixtures/measurements``. Changes are additive within a version.
 SCHEMA_VERSION = 1

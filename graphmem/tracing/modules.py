@@ -22,8 +22,9 @@ class ModuleStack:
         self.current = ""
         #: How deep it is; 0 outside every forward, as in most of backward.
         self.depth = 0
-        #: The last exception out of a forward, and the path of the innermost module that it left.
-        self.failed: tuple[BaseException, str] | None = None
+        #: Of the last exception out of a forward: its id, how deep the innermost module that it left was, and that module's path.
+        #: Not itself: its traceback would keep every local of that forward alive (checkpointing stops a recomputation so).
+        self.failed: tuple[int, int, str] | None = None
 
     def path_of(self, module: torch.nn.Module) -> str:
         """The path of a module of the traced one; a stranger (a loss, say) counts to the module that runs it."""
@@ -37,8 +38,9 @@ class ModuleStack:
 
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         error = sys.exc_info()[1]
-        if error is not None and (self.failed is None or self.failed[0] is not error):
-            self.failed = (error, self.current)
+        if error is not None and (self.failed is None or self.failed[0] != id(error) or self.failed[1] <= self.depth):
+            self.failed = (id(error), self.depth, self.current)
+        del error
         while self._running and self._running.pop()[0] != id(module):
             pass
         self.depth = len(self._running)

@@ -53,7 +53,7 @@ class Recorder(TorchDispatchMode):
         #: Values of the forward operation that is being differentiated: its saved tensors are among them.
         self._near: Sequence[int] = ()
         #: The operation that raised last, and its exception: whoever catches that one may say where it was.
-        self.failed: tuple[Exception, CallDraft] | None = None
+        self.failed: tuple[int, CallDraft] | None = None
         self._sole = sole_ownership()
         self._results = Results()
         #: What `torch.autocast` does, for backward inside one of its regions; set by whoever activates both.
@@ -99,7 +99,7 @@ class Recorder(TorchDispatchMode):
         try:
             result = self._run(operator, func, args, kwargs, inputs, call)
         except Exception as error:
-            self.failed = (error, call)
+            self.failed = (id(error), call)
             self._forget(call)
             raise
         self._account(operator, args, kwargs, result, call, shared)

@@ -203,11 +203,11 @@ def cache_tensors(output: Any) -> list[torch.Tensor]:
 
 def _located(error: Exception, recorder: Recorder) -> Exception:
     """The user's own error, with the module, operation and line it came from."""
-    if recorder.failed is not None and recorder.failed[0] is error:
+    if recorder.failed is not None and recorder.failed[0] == id(error):
         call = recorder.failed[1]
         return operator_failed(error, call.name, call.module, render(call.line))
     failed = recorder.modules.failed
-    module = failed[1] if failed is not None and failed[0] is error else ""
+    module = failed[2] if failed is not None and failed[0] == id(error) else ""
     return step_failed(error, recorder.phase, module, render(raised_at(error)))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from graphmem.measuring.common import common_length
+from graphmem.measuring.sequences import common_length
 from graphmem.measuring.cpu_events import cpu_events, no_cycle_collection, peak_rise
 from graphmem.timeline.events import Event, Phase
 from graphmem.tracing.device import CPU

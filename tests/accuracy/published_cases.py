@@ -37,8 +37,12 @@ class PublishedCase:
     settings: str
     trace: Callable[[Device], Trace]
     alloc_conf: str = ""
+    #: The CUDA context in bytes, where the source measured it; None: it did not say.
+    context: int | None = None
 
 
+#: What the guide's nvidia-smi shows once the kernels are loaded and before the model is: 1343 MB.
+_GUIDE_CONTEXT = 1343 * _MIB
 _GUIDE = "huggingface/transformers:docs/source/en/perf_train_gpu_one.mdx@0016acf"
 
 
@@ -66,11 +70,12 @@ def _bert(
         f"accumulated over {accumulate}" if accumulate > 1 else "",
         f"{optimizer}, {'fp16 autocast' if fp16 else 'fp32'}",
         "layers checkpointed" if checkpointing else "",
-        "eager attention, dropout 0.1; confidence high",
+        "eager attention, its softmax as before PyTorch 1.11 (by the date), dropout 0.1; confidence high",
     ]
     return PublishedCase(
         row, _GUIDE, "driver", mib * _MIB, "Tesla V100-SXM2-16GB", "", ", ".join(part for part in parts if part),
         partial(_bert_trace, batch=batch, accumulate=accumulate, optimizer=makes, fp16=fp16, checkpointing=checkpointing),
+        context=_GUIDE_CONTEXT,
     )  # fmt: skip
 
 
@@ -141,9 +146,7 @@ NOT_COVERED: dict[str, str] = {
         _rows("190 191 192 193 194 196 197 198 203 204 215 218 220 221 222 223"),
         "Qwen 1's own code, not in transformers; samples are cut at the maximum and vary below it, which fragments",
     ),
-    **dict.fromkeys(
-        _rows("205 209"), "samples are cut at the maximum and vary below it, which fragments; most of 205 is loading"
-    ),
+    **dict.fromkeys(_rows("205 209"), "samples are cut at the maximum and vary below it, which fragments"),
     **dict.fromkeys(_rows("211 214"), "confidence low: not monotonic in the length"),
     **dict.fromkeys(_rows("225 226"), "GPTQ kernels"),
     **dict.fromkeys(_rows("227 236"), "bitsandbytes kernels"),
@@ -161,7 +164,7 @@ NOT_COVERED: dict[str, str] = {
     ),
     **dict.fromkeys(
         _rows("162 163 164 165 166 169 170 171 172 173 176"),
-        "metric not stated, it may be driver level; GPTQ kernels, DeepSpeed",
+        "metric not stated, it may be driver level; GPTQ kernels",
     ),
     **dict.fromkeys(_rows("178 179 180 181 182 183"), "metric not stated; confidence low: the setup is not given"),
 }

@@ -17,7 +17,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from graphmem.measuring.common import common_length, common_prefix
+from graphmem.measuring.sequences import common_length, common_prefix
 
 SNAPSHOTS = Path(__file__).parents[2].parent / "shared" / "gpu_snapshots"
 BLOCK = 512

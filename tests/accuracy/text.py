@@ -18,3 +18,27 @@ them as far as its kernels and libraries go (the `Device.torch` field). Misses s
 - *one script is inferred*: the author's repository is not public, and its script was read off the events it is compared with. It shows that such a
   script exists, not that the trace predicts it.
 """
+
+#: What stands above a section's table, by the section's number.
+INTRO = {
+    "4.": (
+        "The requests of every public snapshot (whatever the model) are served again by the simulated allocator, from the state the snapshot began in. "
+        "*Exact* means: every allocation at the very address PyTorch chose, every segment taken and given back in the same order, the same bytes reserved at "
+        "the end. The history gives where the device put segments and when everything cached was given back; all else is the simulator's. The state at the "
+        "beginning is worked out by undoing the history from its end, as `graphmem show` does; a history does not hold the sizes of blocks, and where "
+        "one is not certain, a later allocation that begins behind it settles it.\n",
+    ),
+    "5.": (
+        "The scripts of section 2, traced and served from an empty allocator: no event of the snapshot is used. Addresses of segments are made up, in rising "
+        "order. A record that begins with memory in use comes after warm-up steps, other runs in the same process or loading that the script does not tell.\n",
+    ),
+    "6.": (
+        "All rows of the collected measurements on one GPU whose metric is reserved memory or nvidia-smi's. *Context*: the CUDA context and library "
+        "kernels outside PyTorch, as the source measured it, else the median of out-of-memory messages ([hardware](hardware.md)). A GPU that is not named "
+        "is taken as an A100.\n",
+    ),
+    "7.": (
+        "Each row is a file in `fixtures/measurements`, written by `graphmem measure … --json`; it is predicted anew by the code as it stands. "
+        "[Contribute one](measure.md) from a GPU: none has been measured by us yet.\n",
+    ),
+}
