@@ -48,6 +48,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_the_pictures_are_drawn_from_simulations(overwrite: bool) -> None:
+    from tests.pictures import FOLDER, pictures
+
+    for name, svg in pictures().items():
+        if overwrite:
+            (FOLDER / name).write_text(svg)
+        assert (FOLDER / name).read_text() == svg
+
+
 def test_readme_has_exactly_two_set_up_commands() -> None:
     commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2

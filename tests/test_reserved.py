@@ -113,9 +113,10 @@ def test_where_a_step_dies() -> None:
     assert report["reserved_needed"] == whole.reserved
     (warning,) = report.warnings
     assert warning.startswith("CUDA out of memory. Tried to allocate ")
-    enough = graphmem.trace(module, torch.zeros(4096, 1024), step="train", memory=context + whole.reserved)
+    enough = graphmem.trace(module, torch.zeros(4096, 1024), step="train", memory=context + whole.reserved + 5)
     assert enough.simulation.out_of_memory is None
     assert not enough.report().warnings
+    assert enough.report()["headroom"] == 5
 
 
 def test_less_than_the_model_itself_is_one_line() -> None:

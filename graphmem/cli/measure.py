@@ -47,6 +47,8 @@ def command(
     os.environ.setdefault(
         "KINETO_LOG_LEVEL", "99"
     )  # the profiler writes to stderr whatever happens; read when torch is imported
+    if alloc_conf:  # PyTorch reads them when it first uses the device
+        os.environ.update(PYTORCH_ALLOC_CONF=alloc_conf, PYTORCH_CUDA_ALLOC_CONF=alloc_conf)
     with working("Measuring", quiet):
         from graphmem.tracing.targets import require_torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphmem.report import Column, Figure, Row, Table
@@ -25,8 +26,9 @@ MOST_EVENTS = 500_000
 def figures(trace: Trace, found: Simulation) -> Iterator[Figure]:
     """Reserved memory, its fragmentation, and nvidia-smi's figure where the GPU is known."""
     peak, at = found.peak_reserved, found.peak_reserved_at
+    until = _until(found)
     yield Figure(
-        "reserved", "Reserved", peak, "bytes", "simulated",
+        "reserved", f"Reserved{until}", peak, "bytes", "simulated",
         f"{len(found.segments)} segments at the end; torch.cuda.max_memory_reserved()",
     )  # fmt: skip
     if at >= 0:
@@ -38,15 +40,24 @@ def figures(trace: Trace, found: Simulation) -> Iterator[Figure]:
     if context is not None:
         low, median, high = context
         yield Figure(
-            "driver", "nvidia-smi", peak + median, "bytes", "calibrated",
+            "driver", f"nvidia-smi{until}", peak + median, "bytes", "calibrated",
             f"reserved + CUDA context; the context is {low:,} to {high:,} bytes on this GPU",
         )  # fmt: skip
+    memory = trace.device.memory
+    if memory is not None and not until:
+        left = memory - peak - context_of(trace)
+        yield Figure("headroom", "Left on the GPU", left, "bytes", "calibrated", "its memory − reserved − CUDA context")
+
+
+def _until(found: Simulation) -> str:
+    return ", until memory ran out" if found.out_of_memory is not None else ""
 
 
 def levels(trace: Trace, found: Simulation) -> Table:
     """The same moment as PyTorch's counters and nvidia-smi tell it."""
+    tensors = ("tensors", trace.peak, f"each rounded up to {trace.device.rounding} B", "traced")
     rows: list[Row] = [
-        ("tensors", trace.peak, f"each rounded up to {trace.device.rounding} B", "traced"),
+        *([tensors] if found.out_of_memory is None else []),
         ("allocated", found.peak_allocated, "the blocks they got: torch.cuda.max_memory_allocated()", "simulated"),
         ("reserved", found.peak_reserved, "segments that hold them: torch.cuda.max_memory_reserved()", "simulated"),
     ]
@@ -65,26 +76,30 @@ def levels(trace: Trace, found: Simulation) -> Table:
         Column("what", "What it is"),
         Column("basis", "Basis"),
     )
-    return Table("levels", "Allocated, reserved, nvidia-smi", columns, tuple(rows), "simulated")
+    return Table("levels", f"Allocated, reserved, nvidia-smi{_until(found)}", columns, tuple(rows), "simulated")
 
 
 def settings(trace: Trace, found: Simulation) -> Table:
     """The step under other settings of the allocator."""
     limited = trace.device.memory is not None
     rows: list[Row] = [_row(found.conf.text or "(default)", found, found)]
+    notes: tuple[str, ...] = ()
     for text in TRIED:
         conf = alloc_conf(text)
         if conf == found.conf or (conf.garbage_collection_threshold and not limited):
             continue
-        if conf.garbage_collection_threshold:  # PyTorch collects only where a fraction is set
-            conf = alloc_conf(text := f"{text},per_process_memory_fraction:1.0")
+        if conf.garbage_collection_threshold:
+            conf = replace(conf, memory_fraction=1.0)
+            notes = (
+                "garbage collection: only where torch.cuda.set_per_process_memory_fraction was called; here with 1.0",
+            )
         rows.append(_row(text or "(default)", trace.simulate(conf), found))
     columns = (
         Column("setting", "Setting"), Column("reserved", "Reserved", "bytes"), Column("change", "Change", "bytes"),
         Column("fragmentation", "Fragmentation", "share"), Column("inactive_split", "Cannot be returned", "bytes", detail=True),
         Column("retries", "Retries", "count", detail=True), Column("dies", "Runs out"),
     )  # fmt: skip
-    return Table("alloc_conf", "Allocator settings", columns, tuple(rows), "simulated")
+    return Table("alloc_conf", "Allocator settings", columns, tuple(rows), "simulated", None, notes)
 
 
 def _row(setting: str, tried: Simulation, given: Simulation) -> Row:
