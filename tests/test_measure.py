@@ -153,3 +153,46 @@ def test_weights_are_moved_in_the_order_of_module_to_and_ties_stay() -> None:
     assert real.count.tolist() == [0]
     with pytest.raises(GraphmemError, match="device 'tpu': measure on cuda or cpu"):
         graphmem.measure(torch.nn.Linear(1, 1), torch.zeros(1, 1), device="tpu")
+
+
+def test_the_way_through_cuda_with_a_stand_in_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: torch.cuda's answers are made up and the history is a trace's; what is tested is every line around them."""
+    from types import SimpleNamespace
+
+    from graphmem.measuring import cuda
+
+    module, inputs = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU()), torch.zeros(256, 512)
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    device = graphmem.Device("cuda", "Stand-in", (8, 0), 108, (major, minor), 2**34)
+    trace = graphmem.trace(module, inputs, step="train", device=device)
+    simulation, recorded = trace.simulation, []
+    properties = SimpleNamespace(name="Stand-in", major=8, minor=0, multi_processor_count=108, total_memory=2**34)
+    answers = {
+        "is_available": lambda: True, "current_device": lambda: 0, "get_device_properties": lambda index: properties,
+        "empty_cache": lambda: None, "memory_reserved": lambda: 0, "reset_peak_memory_stats": lambda: None, "synchronize": lambda: None,
+        "mem_get_info": lambda: (2**34 - simulation.peak_reserved - 400 * 2**20, 2**34),
+        "max_memory_allocated": lambda: simulation.peak_allocated, "max_memory_reserved": lambda: simulation.peak_reserved,
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **options: recorded.append(options))
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: as_snapshot(trace))
+    monkeypatch.setattr(
+        cuda, "materialized", lambda module, args, kwargs, device: materialized(module, args, kwargs, "cpu")
+    )
+    found = graphmem.measure(module, inputs, step="train")
+    assert found.first_difference is None
+    assert found.matched == len(found.real.events) > 10
+    assert (found.real.reserved, found.predicted.reserved) == (simulation.peak_reserved,) * 2
+    assert found.real.driver == simulation.peak_reserved + 400 * 2**20
+    assert [options.get("enabled", "on") for options in recorded] == ["on", None]
+    assert found.row()["device"] == {
+        "type": "cuda",
+        "name": "Stand-in",
+        "capability": [8, 0],
+        "sms": 108,
+        "memory": 2**34,
+    }
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5)
+    with pytest.raises(GraphmemError, match="this process has memory on the device already"):
+        graphmem.measure(module, inputs, step="train")

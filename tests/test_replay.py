@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not SNAPSHOTS.exists(), reason="../shared/gpu_sn
 def test_every_snapshot_is_reproduced_address_by_address() -> None:
     from tests.accuracy.replays import rows
 
-    found = list(rows())
+    found = rows()
     replayed = [row for row in found if row.replay is not None]
     assert len(replayed) == len([row for row in found if "profiler timeline" not in row.difference]) >= 136
     assert [row.file for row in replayed if row.difference] == []
@@ -27,13 +27,13 @@ def test_every_snapshot_is_reproduced_address_by_address() -> None:
 
 def test_the_simulation_counts_as_the_snapshot_does() -> None:
     """Peak allocated and reserved in block bytes, as the distilled figures have them, where their start state is exact."""
-    from tests.accuracy.replays import files, measure
+    from tests.accuracy.replays import files, rows
 
-    for row in files():
+    for row, found in zip(files(), rows(), strict=True):
         figures = load(row["file"]).get("figures")
         if not figures or not row.get("exact") or not row.get("allocs"):
             continue
-        simulation = measure(row).replay.simulation  # type: ignore[union-attr]
+        simulation = found.replay.simulation  # type: ignore[union-attr]
         assert max(simulation.allocated) == figures["peak_alloc"], row["file"]
         assert simulation.reserved[-1] == figures["end_reserved"]
 

@@ -6,6 +6,7 @@ import base64
 import gzip
 import os
 import pickle
+import pickletools
 import re
 import subprocess
 import sys
@@ -95,6 +96,23 @@ def test_pytorchs_own_tools_read_it(conf: str) -> None:
     assert viz.compare(found["segments"], found["segments"], plain) == ""
     assert "aten" in viz.segments(found, plain)
     assert "aten" in viz.memory(found, plain)
+
+
+#: What the unpickler of pytorch.org/memory_viz knows (torch/utils/viz/MemoryViz.js).
+_PAGE_KNOWS = {
+    "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPUT", "BINUNICODE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
+    "FRAME", "LONG1", "LONG_BINGET", "MARK", "MEMOIZE", "NEWFALSE", "NEWTRUE", "NONE", "PROTO", "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "STOP",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("conf", CONFS)
+def test_the_memory_viz_page_can_read_it(conf: str) -> None:
+    opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(snapshot_bytes(traced(conf)))]
+    assert {name for name, _ in opcodes} <= _PAGE_KNOWS
+    assert ("PROTO", 4) in opcodes  # it refuses 5
+    numbers = [argument for _, argument in opcodes if isinstance(argument, int)]
+    assert max(numbers) < 2**53, "JavaScript has no larger whole numbers"
 
 
 def test_a_step_that_dies_ends_with_the_oom_entry(tmp_path: Path) -> None:

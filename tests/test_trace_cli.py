@@ -38,6 +38,9 @@ def fails():
 """
 
 
+NET = ["models_here:Net", "--input", "float32[2,4]"]
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "models_here.py").write_text(MODELS)
     return subprocess.run(
@@ -69,7 +72,7 @@ def test_a_model_id_says_what_was_traced(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Note: inputs: input_ids int64[2,16]" in done.stdout
     assert "Note: weights: float32" in done.stdout
-    assert "Note: not counted: reserved but free memory" in done.stdout
+    assert "Note: not counted: workspaces of cuDNN" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,28 @@ def test_a_model_id_says_what_was_traced(tmp_path: Path) -> None:
             ["openai-community/gpt2", "--offline", "--batch-size", "9999999999"],
             "tokens in one step; check --batch-size",
         ),
+        (
+            [*NET, "--alloc-conf", "max_split_size_mb:10"],
+            'alloc-conf "max_split_size_mb:10": CachingAllocator option max_split_size_mb too small, must be >= 20',
+        ),
+        (
+            [*NET, "--alloc-conf", "expandable_segments"],
+            "alloc-conf \"expandable_segments\": ends where ':' is expected",
+        ),
+        ([*NET, "--gpu", "A100"], "gpu 'A100': several have this name; say A100 PCIe 40GB, A100 SXM4 40GB"),
+        ([*NET, "--gpu", "Voodoo 2"], "gpu 'Voodoo 2': none of the 49 in the table"),
+        ([*NET, "--gpu", "MI300X"], "graphmem knows what CUDA's kernels and libraries allocate, not ROCm's"),
+        ([*NET, "--gpu", "T4", "--device", "h100"], "device 'h100' and gpu 'T4' exclude each other"),
+        ([*NET, "--device", "cpu", "--memory", "1GiB"], "memory 1,073,741,824: is about a GPU"),
+        (
+            [*NET, "--memory", "415MiB"],
+            "415.00 MiB is less than the model's own size: parameters, buffers and inputs are 1.50 KiB, for which PyTorch reserves 2.00 MiB "
+            "beside a CUDA context of 414.00 MiB; take a larger GPU or a smaller dtype",
+        ),
+        (
+            [*NET, "--device", "cpu", "-o", "x.pickle"],
+            "simulate is about CUDA's caching allocator; this was traced for CPU",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -142,6 +167,21 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], 
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not done.stdout
+
+
+def test_a_size_that_is_none(tmp_path: Path) -> None:
+    done = run(tmp_path, *NET, "--memory", "much")
+    assert done.returncode == 2
+    assert "'much' is no size; write it as 24GiB, 80GB or a number of bytes" in done.stderr
+
+
+def test_a_snapshot_and_reserved_bytes_in_csv(tmp_path: Path) -> None:
+    done = run(tmp_path, *NET, "--train", "--alloc-conf", "expandable_segments:True", "-o", "step.pickle", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert b"aten.addmm.default" in (tmp_path / "step.pickle").read_bytes()
+    rows = list(csv.DictReader(io.StringIO(run(tmp_path, *NET, "--csv").stdout)))
+    assert int(rows[0]["reserved"]) == 2 * 2**20
+    assert int(rows[-1]["reserved"]) == 2 * 2**20 + 20 * 2**20  # and cuBLAS's workspace
 
 
 def test_code_of_a_repository_is_refused(tmp_path: Path) -> None:

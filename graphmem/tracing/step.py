@@ -61,7 +61,7 @@ def trace_step(module: torch.nn.Module, inputs: Inputs, workload: Workload, devi
         run_steps(module, inputs.args, inputs.kwargs, workload, _Recorded(recorder))
 
     recorder = record(run, device, module, workload.routing)
-    settings = settings_of(workload, module, inputs)
+    settings = settings_of(workload, module, inputs, device)
     return replace(finished(recorder, target, settings), modules=class_names(module), alloc_conf=workload.alloc_conf)
 
 
@@ -231,7 +231,7 @@ def finished(recorder: Recorder, target: str, settings: Mapping[str, str]) -> Tr
     )  # fmt: skip
 
 
-def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs) -> dict[str, str]:
+def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs, device: Device) -> dict[str, str]:
     """What was traced and how, in words."""
     said: dict[str, str] = {
         "step": workload.step if workload.trains else ("forward" if workload.grad else "forward, no grad")
@@ -249,7 +249,10 @@ def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs) -> 
         said["attention"] = workload.attention or implementation
     if workload.steps > 1:
         said["steps"] = str(workload.steps)
-    said["not counted"] = "workspaces of cuDNN, memory of other processes"
+    on_cuda = "workspaces of cuDNN, memory of other processes"
+    said["not counted"] = (
+        on_cuda if device.type == "cuda" else "memory that libraries take without asking PyTorch (oneDNN)"
+    )
     return said
 
 

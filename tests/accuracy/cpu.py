@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from graphmem.measuring.sequences import common_length
 from graphmem.measuring.cpu_events import cpu_events, no_cycle_collection, peak_rise
+from graphmem.measuring.sequences import common_length
 from graphmem.timeline.events import Event, Phase
 from graphmem.tracing.device import CPU
 from graphmem.tracing.on_meta import map_tensors, module_on_meta

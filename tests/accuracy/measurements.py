@@ -10,9 +10,9 @@ from typing import Any
 
 import graphmem
 from graphmem.errors import GraphmemError
-from graphmem.measuring.sequences import common_length
 from graphmem.measuring.measurement import SCHEMA_VERSION
 from graphmem.measuring.predict import predicted
+from graphmem.measuring.sequences import common_length
 from graphmem.tracing.device import CPU, Device
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "measurements"

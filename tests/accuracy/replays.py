@@ -6,8 +6,8 @@ The distilled files hold what a snapshot pickle holds but for stacks; they take 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from graphmem.snapshots.replay import Replay, replay
@@ -75,7 +75,7 @@ def measure(row: dict[str, Any]) -> ReplayRow:
     return ReplayRow(name, source, torch, *counts, found.peak_reserved, difference, found)
 
 
-def rows() -> Iterator[ReplayRow]:
+@cache
+def rows() -> tuple[ReplayRow, ...]:
     """All of them."""
-    for row in files():
-        yield measure(row)
+    return tuple(measure(row) for row in files())

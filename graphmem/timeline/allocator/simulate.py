@@ -33,7 +33,7 @@ class BlockState(NamedTuple):
     size: int
     requested: int
     block: int
-    state: Literal["active_allocated", "active_awaiting_free", "inactive"]
+    state: Literal["active_allocated", "active_pending_free", "inactive"]
 
 
 class SegmentState(NamedTuple):
@@ -180,8 +180,8 @@ def segments_of(allocator: CachingAllocator, numbers: dict[int, int]) -> tuple[S
 
 
 def _state(block: Block, numbers: dict[int, int]) -> BlockState:
-    state: Literal["active_allocated", "active_awaiting_free", "inactive"] = (
-        "active_allocated" if block.allocated else "active_awaiting_free" if block.waiting else "inactive"
+    state: Literal["active_allocated", "active_pending_free", "inactive"] = (
+        "active_allocated" if block.allocated else "active_pending_free" if block.waiting else "inactive"
     )
     number = -1 if block.free else numbers.get(block.address, -1)
     return BlockState(block.address, block.size, 0 if block.free else block.requested, number, state)
