@@ -10,6 +10,7 @@ from graphmem.report import Cell, Column, Figure, Report, Row, Section, Table, s
 from graphmem.timeline import reserved_tables
 from graphmem.timeline.events import KINDS, Block, rounded
 from graphmem.timeline.reserved import requests_of
+from graphmem.units import format_bytes
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -37,6 +38,11 @@ def report(trace: Trace, by: By | None = None, top: int | None = None, events: b
     if events:
         tables.append(timeline(trace))
     notes = [f"{key}: {value}" for key, value in trace.settings.items()]
+    if trace.device.memory is not None and trace.device.context is not None:
+        low, median, high = (format_bytes(size) for size in trace.device.context)
+        notes.append(
+            f"assumed: nothing else runs on the GPU, and its CUDA context takes {median} ({low} to {high} were measured)"
+        )
     notes += [f"assumed: {what}; first at {where}" for what, where in trace.assumptions.items()]
     origin = f"traced on the meta device for {trace.device.name}; no weights, no GPU"
     section = Section("", tuple(figures), tuple(tables))

@@ -12,20 +12,20 @@ _ADDRESS = (1 << _ADDRESS_BITS) - 1
 class Pool:
     """Free blocks of one stream, small or large, by (size, address). ``unmapped``: address space without memory, by address."""
 
-    __slots__ = ("keys", "lookups", "page", "small", "stream", "unmapped")
+    __slots__ = ("clock", "keys", "page", "small", "stream", "unmapped")
 
-    def __init__(self, small: bool, stream: int, page: int) -> None:
+    def __init__(self, small: bool, stream: int, page: int, clock: list[int]) -> None:
         self.small, self.stream = small, stream
+        #: Searches so far, of all streams, as its one item: what garbage collection tells a cached block's age by.
+        self.clock = clock
         #: Bytes an expandable segment of this pool grows by.
         self.page = page
         self.keys: list[int] = []
         self.unmapped: list[Block] = []
-        #: Searches so far: the clock that garbage collection tells a cached block's age by.
-        self.lookups = 0
 
     def insert(self, block: Block) -> None:
         insort(self.keys, block.size << _ADDRESS_BITS | block.address)
-        block.cached_at = self.lookups
+        block.cached_at = self.clock[0]
 
     def insert_unmapped(self, block: Block) -> None:
         """Address space by address."""

@@ -127,7 +127,7 @@ class CachingAllocator(Heap):
     def _cached(self, pool: Pool, size: int) -> Block | None:
         """The free block that fits best: the smallest, then the lowest address."""
         if self._collects:
-            pool.lookups += 1
+            pool.clock[0] += 1
         index = pool.at_least(size)
         if index == len(pool.keys):
             return None
@@ -195,14 +195,15 @@ class CachingAllocator(Heap):
         if limit is None:
             return False
         wanted = max(size, limit)
-        index = pool.at_least(wanted)
-        if index < len(pool.keys):
-            self._give_back(self.free_block(pool, index))
+        cached = [block for block in self.free_blocks(pool) if not block.expandable]
+        large_enough = next((block for block in cached if block.size >= wanted), None)
+        if large_enough is not None:
+            self._give_back(large_enough)
             return True
         released = 0
-        while released < wanted and pool.keys and pool.largest >= limit:
-            released += pool.largest
-            self._give_back(self.free_block(pool, len(pool.keys) - 1))
+        while released < wanted and cached and cached[-1].size >= limit:
+            released += cached[-1].size
+            self._give_back(cached.pop())
         return released >= wanted
 
     def _collect(self) -> None:
@@ -212,7 +213,7 @@ class CachingAllocator(Heap):
         target, reclaimed = self.reserved - threshold, 0
         cached = [block for pool in self.pools(small=False) for block in self.free_blocks(pool) if not block.is_split]
         while reclaimed < target and cached:
-            ages = [block.pool.lookups - block.cached_at for block in cached]
+            ages = [block.pool.clock[0] - block.cached_at for block in cached]
             average = sum(ages)
             old: list[Block] = []
             kept: list[Block] = []

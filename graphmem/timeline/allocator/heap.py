@@ -15,6 +15,7 @@ class Heap:
         self.allocated = self.active = self.requested = self.reserved = self.inactive_split = 0
         self._large_segment_size = large_segment_size
         self._pools: dict[tuple[bool, int], Pool] = {}
+        self._clocks: dict[bool, list[int]] = {True: [0], False: [0]}
         self._blocks: dict[int, Block] = {}
         #: The end of the address space known so far of each pool's expandable segment that was adopted.
         self._tails: dict[tuple[bool, int], int] = {}
@@ -23,7 +24,8 @@ class Heap:
         """The free blocks of a stream."""
         key = (small, stream)
         if key not in self._pools:
-            self._pools[key] = Pool(small, stream, SMALL_SEGMENT if small else self._large_segment_size)
+            page = SMALL_SEGMENT if small else self._large_segment_size
+            self._pools[key] = Pool(small, stream, page, self._clocks[small])
         return self._pools[key]
 
     def pools(self, small: bool) -> list[Pool]:
