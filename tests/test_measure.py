@@ -184,7 +184,7 @@ def test_the_way_through_cuda_with_a_stand_in_for_the_driver(monkeypatch: pytest
     assert found.first_difference is None
     assert found.matched == len(found.real.events) > 10
     assert (found.real.reserved, found.predicted.reserved) == (simulation.peak_reserved,) * 2
-    assert found.real.driver == simulation.peak_reserved + 400 * 2**20
+    assert found.real.driver == (simulation.peak_reserved + 400 * 2**20,) * 2
     assert [options.get("enabled", "on") for options in recorded] == ["on", None]
     assert found.row()["device"] == {
         "type": "cuda",

@@ -9,7 +9,7 @@ import torch
 
 from graphmem.measuring.cpu_events import cpu_events, peak_rise
 from graphmem.measuring.materialize import materialized
-from graphmem.measuring.measurement import RealRun
+from graphmem.measuring.measurement import Run
 from graphmem.tracing.loop import Watch, every_tensor, run_steps
 from graphmem.workload import Workload
 
@@ -24,7 +24,7 @@ class _Holding(Watch):
         self.held.append(held)
 
 
-def measured(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload) -> RealRun:
+def measured(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload) -> Run:
     """Run it twice, each time with weights of its own, and record the second: the first fills the caches of libraries."""
     runs = [materialized(module, args, kwargs, "cpu") for _ in range(2)]
     start = _bytes_of(*runs[1])
@@ -39,7 +39,7 @@ def measured(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     kept: list[Any] = []
     events = cpu_events(step)
     sizes = tuple(event.bytes for event in events)
-    return RealRun(start, sizes, tuple(event.op for event in events), start + peak_rise(events))
+    return Run(start, sizes, tuple(event.op for event in events), start + peak_rise(events))
 
 
 def _bytes_of(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

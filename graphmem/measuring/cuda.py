@@ -10,7 +10,7 @@ import torch
 
 from graphmem.errors import GraphmemError
 from graphmem.measuring.materialize import materialized
-from graphmem.measuring.measurement import RealRun
+from graphmem.measuring.measurement import Run
 from graphmem.snapshots.kinds import place_of
 from graphmem.snapshots.snapshot import DeviceSnapshot, snapshot_of
 from graphmem.tracing.device import Device
@@ -48,7 +48,7 @@ class _Snapping(Watch):
         self.taken = torch.cuda.memory._snapshot()
 
 
-def measured(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload) -> RealRun:
+def measured(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload) -> Run:
     """Run it from an empty allocator, weights included, and read the history.
 
     Raises:
@@ -79,9 +79,9 @@ def measured(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     return run_of(snapshot, torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), total - free, told)
 
 
-def run_of(snapshot: DeviceSnapshot, peak: int, reserved: int, driver: int, out_of_memory: str = "") -> RealRun:
+def run_of(snapshot: DeviceSnapshot, peak: int, reserved: int, driver: int, out_of_memory: str = "") -> Run:
     """The history as a run from nothing."""
     entries = [entry for entry in snapshot.history if entry.action in ("alloc", "free_requested")]
     sizes = tuple(entry.size if entry.action == "alloc" else -entry.size for entry in entries)
     places = tuple(place_of(entry.frames) for entry in entries)
-    return RealRun(0, sizes, places, peak, reserved, driver, out_of_memory)
+    return Run(0, sizes, places, peak, reserved, (driver, driver), out_of_memory)

@@ -14,8 +14,8 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class RealRun:
-    """What a device did. Bytes; ``events`` are allocations (+) and requested releases (−) in order, from after ``start``."""
+class Run:
+    """What a device did, or will do. Bytes; ``events`` are allocations (+) and requested releases (−) in order, from after ``start``."""
 
     start: int
     events: tuple[int, ...]
@@ -24,23 +24,9 @@ class RealRun:
     peak: int
     #: ``torch.cuda.max_memory_reserved``; None on the CPU, which reserves nothing.
     reserved: int | None = None
-    #: All memory in use on the device at the end, of whatever process; None on the CPU.
-    driver: int | None = None
-    #: PyTorch's message, where it ran out of memory.
-    out_of_memory: str = ""
-
-
-@dataclass(frozen=True)
-class PredictedRun:
-    """The same of a trace."""
-
-    start: int
-    events: tuple[int, ...]
-    places: tuple[str, ...]
-    peak: int
-    reserved: int | None = None
-    #: (least, most) expected of the driver.
+    #: Least and most in use on the device, of whatever process; measured, both are the figure at the end. None: on the CPU, or not known.
     driver: tuple[int, int] | None = None
+    #: PyTorch's message, where memory ran out.
     out_of_memory: str = ""
 
 
@@ -63,8 +49,8 @@ class Measurement:
     arguments: Mapping[str, Any]
     device: Mapping[str, Any]
     versions: Mapping[str, str]
-    real: RealRun
-    predicted: PredictedRun
+    real: Run
+    predicted: Run
 
     @property
     def matched(self) -> int:

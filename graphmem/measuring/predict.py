@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from graphmem.measuring.measurement import PredictedRun
+from graphmem.measuring.measurement import Run
 from graphmem.timeline.events import Op
 from graphmem.timeline.reserved import requests_of
 from graphmem.timeline.reserved_tables import message
 from graphmem.tracing.trace import Trace
 
 
-def predicted(trace: Trace) -> PredictedRun:
+def predicted(trace: Trace) -> Run:
     """On CUDA from an empty allocator, weights included; on the CPU from after the weights are there."""
     if trace.device.type == "cpu":
         events = [event for event in trace.events if event.op is not None]
         sizes = tuple(_signed(trace, event.block, event.alloc) for event in events)
-        return PredictedRun(trace.start, sizes, tuple(_place(trace, event.op) for event in events), trace.peak)
+        return Run(trace.start, sizes, tuple(_place(trace, event.op) for event in events), trace.peak)
     freed_by = {event.block: event.op for event in trace.events if not event.alloc}
     requests = [request for request in requests_of(trace) if request.action != "empty_cache"]
     sizes = tuple(_signed(trace, request.block, request.action == "alloc") for request in requests)
@@ -27,7 +27,7 @@ def predicted(trace: Trace) -> PredictedRun:
     context = trace.device.context
     driver = None if context is None else (found.peak_reserved + context[0], found.peak_reserved + context[2])
     told = "" if died is None else message(trace, died, found.conf)
-    return PredictedRun(0, sizes, places, found.peak_allocated, found.peak_reserved, driver, told)
+    return Run(0, sizes, places, found.peak_allocated, found.peak_reserved, driver, told)
 
 
 def _signed(trace: Trace, block: int, alloc: bool) -> int:
