@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import graphmem
+from graphmem.hardware.gpus import gpus
 from graphmem.sources.catalog import catalog_ids
 from graphmem.units import format_bytes
 
@@ -69,6 +70,11 @@ def test_the_readme_counts_the_catalog_rightly() -> None:
         r"catalog of (\d+) models", (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
     )
     assert set(counts) == {str(len(catalog_ids()))}
+
+
+def test_every_page_counts_the_gpus_rightly() -> None:
+    text = "".join(page.read_text() for page in [*PAGES, ROOT / "CHANGELOG.md"])
+    assert set(re.findall(r"(\d+) GPUs", text)) == {str(len(gpus()))}
 
 
 def _catalog_page() -> str:

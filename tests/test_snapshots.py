@@ -72,7 +72,7 @@ def test_what_is_written_replays(conf: str) -> None:
     trace = traced(conf)
     (device,) = snapshot_of(as_snapshot(trace), "")
     start = start_of(device, alloc_conf(conf))
-    assert start == type(start)(())  # from nothing
+    assert (start.segments, start.contradiction) == ((), "")  # from nothing
     again = replay(device, start.segments, alloc_conf(conf))
     assert again.divergence is None
     assert again.simulation.peak_reserved == trace.reserved
@@ -121,7 +121,7 @@ def test_a_step_that_dies_ends_with_the_oom_entry(tmp_path: Path) -> None:
     found = as_snapshot(trace)
     last = found["device_traces"][0][-1]
     assert last["action"] == "oom"
-    assert last["size"] == trace.simulation.out_of_memory.nbytes
+    assert last["size"] == -(-trace.simulation.out_of_memory.nbytes // 512) * 512
     path = tmp_path / "died.pickle"
     path.write_bytes(pickle.dumps(found))
     assert f"event {len(found['device_traces'][0]) - 1}, {last['size']:,} bytes asked for" in str(graphmem.show(path))

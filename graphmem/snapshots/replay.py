@@ -50,8 +50,13 @@ class _Recorded:
     def __init__(self) -> None:
         self.grown: list[Entry] = []
         self.surprised = ""
+        #: What the allocator has given back since the history last did, and how much of that comes before it gets new memory.
+        self.released: list[SegmentEvent] = []
+        self.withheld = 0
 
     def malloc(self, size: int) -> int | None:
+        if len(self.released) < self.withheld:
+            return None
         entry = self.grown.pop(0) if self.grown else None
         if entry is None:
             self.surprised = f"needs a segment of {size:,} bytes where PyTorch had a cached block"
@@ -61,6 +66,8 @@ class _Recorded:
         return entry.address
 
     def map(self, address: int, size: int) -> bool:
+        if len(self.released) < self.withheld:
+            return False
         entry = self.grown.pop(0) if self.grown else None
         if entry is None:
             self.surprised = f"maps {size:,} bytes where PyTorch had a cached block"
@@ -84,7 +91,7 @@ def replay(snapshot: DeviceSnapshot, start: tuple[Segment, ...], conf: AllocConf
     """Serve the history from its start state."""
     driver = _Recorded()
     allocator = CachingAllocator(conf, driver)
-    live = adopt(allocator, start)
+    live = adopt(allocator, start, snapshot.history)
     entries: list[int] = []
     told: list[Divergence] = []
     requests = _followed(snapshot.history, allocator, driver, live, entries, told)
@@ -107,8 +114,10 @@ def _peak_reserved(snapshot: DeviceSnapshot) -> int:
     return peak
 
 
-def adopt(allocator: CachingAllocator, segments: tuple[Segment, ...]) -> dict[int, Block]:
-    """Give an allocator its start state; the blocks in use by address."""
+def adopt(
+    allocator: CachingAllocator, segments: tuple[Segment, ...], history: tuple[Entry, ...] = ()
+) -> dict[int, Block]:
+    """Give an allocator its start state; the blocks in use by address. ``history`` tells where expandable segments begin."""
     following: dict[tuple[bool, int], int] = {}
     space: dict[int, int] = {}
     for segment in sorted(segments, key=lambda s: -s.address):
@@ -116,9 +125,10 @@ def adopt(allocator: CachingAllocator, segments: tuple[Segment, ...]) -> dict[in
             key, end = (segment.small, segment.stream), segment.address + segment.size
             space[segment.address] = following.get(key, end + _SPACE) - end
             following[key] = segment.address
+    begins = _begins(segments, history)
     for s in sorted(segments, key=lambda s: s.address):
         used = [(block.address, block.size, block.requested) for block in s.used]
-        allocator.adopt(s.address, s.size, s.stream, s.small, used, space.get(s.address, 0))
+        allocator.adopt(s.address, s.size, s.stream, s.small, used, space.get(s.address, 0), begins.get(s.address, 0))
     live = {block.address: block for block in allocator.blocks() if block.allocated}
     for segment in segments:
         for block in segment.used:
@@ -127,14 +137,34 @@ def adopt(allocator: CachingAllocator, segments: tuple[Segment, ...]) -> dict[in
     return live
 
 
+def _begins(segments: tuple[Segment, ...], history: tuple[Entry, ...]) -> dict[int, int]:
+    """Address space before the first mapped stretch of each pool, bytes by that stretch's address: pages are mapped there later."""
+    found: dict[int, int] = {}
+    for small in (False, True):
+        for stream in {segment.stream for segment in segments}:
+            first = min(
+                (s.address for s in segments if s.expandable and (s.small, s.stream) == (small, stream)), default=None
+            )
+            others = [s.address for s in segments if (s.small, s.stream) != (small, stream)]
+            if first is None:
+                continue
+            mapped = [
+                e.address for e in history if e.action == "segment_map" and e.stream == stream and e.address < first
+            ]
+            near = [address for address in mapped if not any(address < other < first for other in others)]
+            if near:
+                found[first] = first - min(near)
+    return found
+
+
 def _followed(
     history: tuple[Entry, ...], allocator: CachingAllocator, driver: _Recorded, live: dict[int, Block],
     entries: list[int], told: list[Divergence],
 ) -> Iterator[Request]:  # fmt: skip
     """The history as requests, each compared with what the allocator did with it; ends at the first difference."""
-    released: list[SegmentEvent] = []
+    released = driver.released
     allocator.on_segment = lambda event: released.append(event) if event[0] in _RELEASES else None
-    index = 0
+    index, run = 0, list[SegmentEvent]()
     while index < len(history):
         entry, difference = history[index], ""
         if entry.action in _GROWS:
@@ -143,13 +173,28 @@ def _followed(
             entries.append(index)
             yield Request("alloc", entry.address, entry.size, entry.stream)
             difference = driver.surprised or _misplaced(entry, live[entry.address], driver.grown)
+            if run:
+                difference = difference or _misreleased(run, released)
+                driver.withheld, run = 0, []
         elif entry.action in _RELEASES:
-            entries.append(index)
-            run = list(takewhile(lambda e: e.action in _RELEASES, islice(history, index, None)))
+            found = list(takewhile(lambda e: e.action in _RELEASES, islice(history, index, None)))
+            run = [(e.action, e.address, e.size, e.stream) for e in found]
             released.clear()
-            yield Request("empty_cache")
-            difference = _misreleased([(e.action, e.address, e.size, e.stream) for e in run], released)
-            index += len(run) - 1
+            after = history[index + len(run) : index + len(run) + 2]
+            if (
+                allocator.conf.max_split_size is not None
+                and [e.action for e in after[1:]] == ["alloc"]
+                and after[0].action in _GROWS
+            ):
+                driver.withheld = len(
+                    run
+                )  # given back within the request that follows, which may need only a part of the cache
+            else:
+                entries.append(index)
+                yield Request("empty_cache")
+                difference = _misreleased(run, released)
+                run = []
+            index += len(found) - 1
         elif entry.action in ("free_requested", "free_completed"):
             entries.append(index)
             if entry.address not in live:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from graphmem.report import Column, Figure, Report, Row, Section, Table, sum_row
 from graphmem.snapshots.kinds import kind_of, place_of
 from graphmem.snapshots.replay import Replay, replay
-from graphmem.snapshots.snapshot import DeviceSnapshot, Entry, UsedBlock
+from graphmem.snapshots.snapshot import DeviceSnapshot, Entry, Segment, UsedBlock
 from graphmem.snapshots.start import Start, start_of
 from graphmem.snapshots.what_if import under
 from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
 from graphmem.timeline.allocator.simulate import Simulation
-from graphmem.timeline.events import CUDA_ROUNDING
+from graphmem.timeline.allocator.sizes import SMALL_SEGMENT
 from graphmem.timeline.reserved_tables import TRIED
 
 _GROWS, _SHRINKS = ("segment_alloc", "segment_map"), ("segment_free", "segment_unmap")
@@ -26,6 +26,8 @@ class _Timeline:
     start: int
     allocated: list[int]
     reserved: list[int]
+    #: Most reserved, at the start included.
+    peak_reserved: int
     peak: int
     peak_at: int
     alive: list[UsedBlock]
@@ -78,7 +80,7 @@ def _section(
 def _timeline(snapshot: DeviceSnapshot, start: Start, again: Replay) -> _Timeline:
     used = {block.address: block for segment in start.segments for block in segment.used}
     allocated = begin = sum(block.size for block in used.values() if not block.waiting)
-    sizes = _block_sizes(snapshot, again, begin)
+    sizes = _block_sizes(snapshot, start, again, begin)
     reserved = sum(segment.size for segment in start.segments)
     column: list[int] = []
     reserved_column: list[int] = []
@@ -99,19 +101,16 @@ def _timeline(snapshot: DeviceSnapshot, start: Start, again: Replay) -> _Timelin
             peak, peak_at = allocated, index
         column.append(allocated)
         reserved_column.append(reserved)
-    return _Timeline(begin, column, reserved_column, peak, peak_at, _alive(snapshot, start, sizes, peak_at))
+    alive = _alive(snapshot, start, sizes, peak_at)
+    return _Timeline(begin, column, reserved_column, again.peak_reserved, peak, peak_at, alive)
 
 
-def _block_sizes(snapshot: DeviceSnapshot, again: Replay, before: int) -> dict[int, int]:
-    """Block size of each allocation, by entry: a history has the bytes asked for only. Beyond a divergence those, rounded to 512."""
-    sizes = {
-        index: max(-(-entry.size // CUDA_ROUNDING), 1) * CUDA_ROUNDING
-        for index, entry in enumerate(snapshot.history)
-        if entry.action == "alloc"
-    }
+def _block_sizes(snapshot: DeviceSnapshot, start: Start, again: Replay, before: int) -> dict[int, int]:
+    """Block size of each allocation, by entry: as replayed, beyond a divergence as it follows from the end."""
+    sizes = dict(start.sizes)
     last = again.divergence.entry if again.divergence is not None else len(snapshot.history)
     for index, allocated in zip(again.entries, again.simulation.allocated, strict=False):
-        if index in sizes and index < last:
+        if snapshot.history[index].action == "alloc" and index < last:
             sizes[index] = allocated - before
         before = allocated
     return sizes
@@ -130,7 +129,7 @@ def _alive(snapshot: DeviceSnapshot, start: Start, sizes: dict[int, int], at: in
 def _figures(snapshot: DeviceSnapshot, found: _Timeline) -> Iterator[Figure]:
     yield Figure("peak", "Peak allocated", found.peak, "bytes", "read", "within the history")
     if snapshot.history:
-        yield Figure("peak_reserved", "Peak reserved", max(found.reserved), "bytes", "read", "within the history")
+        yield Figure("peak_reserved", "Peak reserved", found.peak_reserved, "bytes", "read", "within the history")
         yield Figure("start", "Allocated when the history begins", found.start, "bytes", "read")
         if found.peak_at >= 0:
             where = place_of(snapshot.history[found.peak_at].frames)
@@ -142,7 +141,7 @@ def _figures(snapshot: DeviceSnapshot, found: _Timeline) -> Iterator[Figure]:
 def _end_figures(snapshot: DeviceSnapshot) -> Iterator[Figure]:
     yield Figure("allocated", "Allocated at the end", snapshot.allocated, "bytes", "read")
     yield Figure("reserved", "Reserved at the end", snapshot.reserved, "bytes", "read")
-    free = [size for segment in snapshot.segments for size in _gaps(segment.address, segment.size, segment.used)]
+    free = [size for segment in snapshot.segments for _, size in _gaps(segment.address, segment.size, segment.used)]
     if free:
         value = round(1 - max(free) / sum(free), 4)
         yield Figure(
@@ -155,12 +154,13 @@ def _end_figures(snapshot: DeviceSnapshot) -> Iterator[Figure]:
         )
 
 
-def _gaps(address: int, size: int, used: Sequence[UsedBlock]) -> list[int]:
+def _gaps(address: int, size: int, used: Sequence[UsedBlock]) -> list[tuple[int, int]]:
+    """(address, bytes) of what no used block covers."""
     gaps, position = [], address
     for block in used:
-        gaps.append(block.address - position)
+        gaps.append((position, block.address - position))
         position = block.address + block.size
-    return [gap for gap in [*gaps, address + size - position] if gap]
+    return [gap for gap in [*gaps, (position, address + size - position)] if gap[1]]
 
 
 def _reproduced(again: Replay, events: int) -> Figure:
@@ -217,7 +217,7 @@ def _segments(snapshot: DeviceSnapshot) -> Table:
         group[0] += 1
         group[1] += segment.size
         group[2] += used
-        group[3] += segment.size - used if used else 0
+        group[3] += _kept(segment) if used else 0
     rows: list[Row] = [(kind, size, *sums) for (kind, size), sums in sorted(groups.items(), key=lambda g: -g[1][1])]
     columns = (
         Column("pool", "Pool"), Column("size", "Of", "bytes"), Column("count", "Segments", "count"), Column("bytes", "Reserved", "bytes"),
@@ -227,8 +227,21 @@ def _segments(snapshot: DeviceSnapshot) -> Table:
     return Table("segments", "Segments at the end", columns, tuple(rows), "read", total)
 
 
+def _kept(segment: Segment) -> int:
+    """Free bytes that cannot go back to the device: all of a segment in use, of an expandable one those of pages in use."""
+    gaps = _gaps(segment.address, segment.size, segment.used)
+    if not segment.expandable:
+        return sum(size for _, size in gaps)
+    page = SMALL_SEGMENT if segment.small else AllocConf().large_segment_size
+    kept = 0
+    for begin, size in gaps:
+        first, last = -(-(begin - segment.address) // page) * page, (begin + size - segment.address) // page * page
+        kept += size - max(last - first, 0)
+    return kept
+
+
 def _settings(snapshot: DeviceSnapshot, start: Start, conf: AllocConf, found: _Timeline) -> Table:
-    recorded = max(found.reserved)
+    recorded = found.peak_reserved
     texts = list(dict.fromkeys([conf.text, *(text for text in TRIED if "garbage" not in text)]))
     rows: list[Row] = [("(as recorded)", recorded, 0, None)]
     for text in texts:

@@ -9,7 +9,8 @@ the head of a free block, so one that begins further on shows that the block bef
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from graphmem.snapshots.snapshot import DeviceSnapshot, Entry, Segment, UsedBlock
 from graphmem.timeline.allocator.conf import AllocConf
@@ -22,18 +23,20 @@ class Start:
 
     segments: tuple[Segment, ...]
     contradiction: str = ""
+    #: Block size of each allocation, by its place in the history, as far as the end and the rule for splitting tell.
+    sizes: Mapping[int, int] = field(default_factory=dict)
 
 
 def start_of(snapshot: DeviceSnapshot, conf: AllocConf) -> Start:
     """The state before ``snapshot.history``."""
     undoing = _Undoing(snapshot, conf)
     try:
-        for entry in reversed(snapshot.history):
-            undoing.undo(entry)
+        for index in range(len(snapshot.history) - 1, -1, -1):
+            undoing.undo(index, snapshot.history[index])
         segments = undoing.segments()
     except _Contradiction as error:
         return Start((), str(error))
-    return Start(_enlarged(segments, snapshot.history))
+    return Start(_enlarged(segments, snapshot.history), "", undoing.sizes)
 
 
 class _Contradiction(Exception):
@@ -43,6 +46,7 @@ class _Contradiction(Exception):
 class _Undoing:
     def __init__(self, snapshot: DeviceSnapshot, conf: AllocConf) -> None:
         self._conf = conf
+        self.sizes: dict[int, int] = {}
         self._segments = {s.address: replace(s, used=()) for s in snapshot.segments if not s.expandable}
         self._starts = sorted(self._segments)
         #: Mapped stretches by (small, stream), as address → end.
@@ -53,13 +57,15 @@ class _Undoing:
         self._used = {block.address: block for s in snapshot.segments for block in s.used}
         self._addresses = sorted(self._used)
 
-    def undo(self, entry: Entry) -> None:
+    def undo(self, index: int, entry: Entry) -> None:
         action, address, size, stream = entry[:4]
         if action == "alloc":
-            if self._used.pop(address, None) is None:
+            block = self._used.pop(address, None)
+            if block is None:
                 raise _Contradiction(
                     f"the block of {size:,} bytes at {address:#x} is allocated and never freed, yet not there"
                 )
+            self.sizes[index] = block.size
             del self._addresses[bisect_left(self._addresses, address)]
         elif action == "free_completed":
             if address in self._used:
@@ -88,7 +94,7 @@ class _Undoing:
                 for key, ranges in self._mapped.items()
                 if any(begin <= address <= end for begin, end in ranges.items())
             ),
-            (size == SMALL_SEGMENT, stream),
+            (size % self._conf.large_segment_size != 0, stream),
         )
         ranges = sorted(self._mapped.get(key, {}).items())
         end = address + size
@@ -146,7 +152,15 @@ class _Undoing:
     def _within(self, segment: Segment) -> tuple[UsedBlock, ...]:
         first = bisect_left(self._addresses, segment.address)
         last = bisect_left(self._addresses, segment.address + segment.size)
-        return tuple(self._used[address] for address in self._addresses[first:last])
+        used = [self._used[address] for address in self._addresses[first:last]]
+        if segment.small or segment.expandable:
+            return tuple(used)
+        # No free block of the large pool is that small: what is left behind a block belongs to it.
+        ends = [block.address for block in used[1:]] + [segment.address + segment.size]
+        return tuple(
+            block._replace(size=end - block.address) if end - block.address - block.size <= SMALL_SIZE else block
+            for block, end in zip(used, ends, strict=False)
+        )
 
 
 def _enlarged(segments: tuple[Segment, ...], history: tuple[Entry, ...]) -> tuple[Segment, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphmem.timeline.allocator.conf import AllocConf
 from graphmem.timeline.allocator.simulate import BlockState, SegmentState, Simulation
+from graphmem.timeline.allocator.sizes import round_size
 from graphmem.timeline.events import Op
 from graphmem.timeline.reserved import requests_of
 
@@ -110,7 +111,7 @@ def _history(trace: Trace, found: Simulation, stacks: _Stacks) -> list[dict[str,
         died = found.out_of_memory
         if died is not None and died.request == index:
             free = max((trace.device.memory or 0) - died.reserved - (trace.device.context or (0, 0, 0))[1], 0)
-            add("oom", free, request.nbytes, stacks.of_block(request.block), "device_free")
+            add("oom", free, round_size(request.nbytes, found.conf), stacks.of_block(request.block), "device_free")
             break
         if request.action == "alloc":
             address[request.block] = found.addresses[index]

@@ -57,6 +57,8 @@ def requests_of(trace: Trace) -> list[Request]:
             found.append(Request("alloc", event.block, trace.blocks[event.block].nbytes))
         else:
             found.append(Request("free", event.block))
+    if next_emptied >= 0:
+        found += [Request("empty_cache"), *(Request("empty_cache") for at in emptied if at >= 0)]
     return found
 
 

@@ -104,7 +104,7 @@ def settings(trace: Trace, found: Simulation) -> Table:
 
 def _row(setting: str, tried: Simulation, given: Simulation) -> Row:
     at = tried.peak_reserved_at
-    fragmentation = round(tried.fragmentation(at), 4) if at >= 0 else 0.0
+    fragmentation = round(tried.fragmentation(at), 4)
     split = tried.inactive_split[at] if at >= 0 else 0
     dies = "yes" if tried.out_of_memory else "no"
     return (

@@ -73,16 +73,28 @@ class Heap:
         return other.size
 
     def adopt(
-        self, address: int, size: int, stream: int, small: bool, used: Iterable[tuple[int, int, int]], space: int = 0
+        self,
+        address: int,
+        size: int,
+        stream: int,
+        small: bool,
+        used: Iterable[tuple[int, int, int]],
+        space: int = 0,
+        before_it: int = 0,
     ) -> None:
         """A segment that was there before: ``used`` has (address, bytes, bytes asked for) of its blocks, oldest address first.
 
-        ``space``: of an expandable segment, the address space up to its next mapped part.
+        ``space`` and ``before_it``: of an expandable segment, the address space up to its next mapped part, and before its first.
         """
         pool, position, last = self.pool(small, stream), address, None
         end, expandable = address + size, space > 0
         parts = [(begin, nbytes, asked) for begin, nbytes, asked in used]
         before = self._blocks.get(self._tails.pop((small, stream), -1)) if expandable else None
+        if expandable and before is None and before_it:
+            before = Block(address - before_it, before_it, pool, expandable=True)
+            before.mapped = False
+            self.put(before)
+            pool.insert_unmapped(before)
         for begin, nbytes, asked in [*parts, (end, 0, -1)]:
             for start, length, is_used in ((position, begin - position, False), (begin, nbytes, True)):
                 if not length:

@@ -97,7 +97,9 @@ class Simulation:
         return max(self.allocated, default=0)
 
     def fragmentation(self, at: int) -> float:
-        """1 − largest free block / all free bytes, after request ``at``: 0 where the free memory is in one piece."""
+        """1 − largest free block / all free bytes, after request ``at``: 0 where the free memory is in one piece, or before the first."""
+        if at < 0:
+            return 0.0
         free = self.reserved[at] - self.active[at]
         return 1 - self.largest_free[at] / free if free else 0.0
 
