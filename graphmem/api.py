@@ -65,7 +65,7 @@ def trace(
     optimizer: Callable[[Any], Any] | str | None = None,
     device: str | Device | None = None,
     gpu: str | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     alloc_conf: str = "",
     steps: int = 1,
     routing: Routing = "balanced",
@@ -94,7 +94,7 @@ def trace(
         optimizer: a class of `torch.optim` or its name, or any callable on the parameters; by default `torch.optim.AdamW`.
         device: ``"cuda"`` (an A100 whose memory has no end; the default), ``"h100"``, ``"cpu"``, or a `Device`.
         gpu: instead, a GPU of `graphmem.hardware` with its memory: ``"A100-80GB"``, ``"RTX 4090"``. The report says where the step dies.
-        memory: bytes of the device, in place of the GPU's own; the CUDA context comes out of them.
+        memory: bytes of the device (or ``"23.5GiB"``), in place of the GPU's own; the CUDA context comes out of them.
         alloc_conf: settings of the caching allocator, as in ``PYTORCH_CUDA_ALLOC_CONF``: ``"expandable_segments:True"``.
         steps: how many steps in a row; the first creates gradients and optimizer state.
         routing: how a router's choice of experts falls, ``"balanced"`` or ``"worst"``.
@@ -148,7 +148,8 @@ def measure(
 
     parse_alloc_conf(alloc_conf)
     module, args, kwargs, name, workload = _resolved(target, inputs, alloc_conf=alloc_conf, **choices)
-    return measured(module, args, kwargs, workload, device, name, target if isinstance(target, str) else name, choices)
+    shown = target if isinstance(target, str) else name
+    return measured(module, args, kwargs, workload, device, name, shown, choices, inputs)
 
 
 def _resolved(
@@ -175,11 +176,11 @@ def _resolved(
     return (*resolve(target, inputs, workload, choices), workload)
 
 
-def show(snapshot: str | Path, *, top: int = 15, events: bool = False) -> Report:
+def show(snapshot: str | Path | dict[str, Any], *, top: int = 15, events: bool = False) -> Report:
     """What a memory snapshot tells that ``torch.cuda.memory._dump_snapshot`` wrote. Nothing in the file is executed.
 
     Args:
-        snapshot: the file.
+        snapshot: the file, or what ``torch.cuda.memory._snapshot()`` returned.
         top: rows of the table of lines that hold memory at the peak.
         events: add the table of every event.
 
@@ -191,8 +192,14 @@ def show(snapshot: str | Path, *, top: int = 15, events: bool = False) -> Report
         GraphmemError: no such file, no snapshot, cut off, or code in it.
     """
     from graphmem.snapshots.report import report
-    from graphmem.snapshots.snapshot import read_snapshot
+    from graphmem.snapshots.snapshot import read_snapshot, snapshot_of
 
+    if isinstance(snapshot, dict):
+        return report(snapshot_of(snapshot, "snapshot"), "snapshot", top, events)
+    if not isinstance(snapshot, str | Path):
+        raise GraphmemError(
+            f"show needs a file, or the dict of torch.cuda.memory._snapshot(); this is a {type(snapshot).__name__}"
+        )
     return report(read_snapshot(Path(snapshot)), str(snapshot), top, events)
 
 

@@ -13,12 +13,9 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    **{f"{p}iB": 2 ** (10 * n) for n, p in enumerate("KMGT", 1)},
-    **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)},
-}
+_BINARY = {"kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
+_DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SIZES = {"": 1, "b": 1, **_BINARY, **_DECIMAL}
 
 
 def parse_bytes(text: str) -> int:
@@ -27,10 +24,10 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: it is no number of bytes.
     """
-    number = text.strip().rstrip("KMGTkiB ")
-    unit = text.strip()[len(number) :].strip()
+    written = text.strip().lower()
+    number = written.rstrip("kmgtib ")
     try:
-        return int(float(number) * _UNITS[unit])
+        return int(float(number) * _SIZES[written[len(number) :].strip()])
     except (KeyError, ValueError, OverflowError):
         raise ValueError(f"{text!r} is no size; write it as 24GiB, 80GB or a number of bytes") from None
 

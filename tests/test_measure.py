@@ -68,6 +68,8 @@ def test_a_training_step_on_the_cpu_is_what_was_predicted(tmp_path: Path) -> Non
     assert found["real"]["peak"] == peak_of(found["real"]["start"], found["real"]["events"])
     assert found["arguments"]["step"] == "train"
     assert found["arguments"]["optimizer"] == "SGD"
+    assert found["inputs"] == ["float32[32,64]"]
+    assert "Note: optimizer: SGD" in done.stdout
     assert found["device"]["type"] == "cpu"
     assert set(found["versions"]) >= {"torch", "python", "graphmem"}
 
@@ -80,6 +82,14 @@ def test_a_model_id_is_measured_without_a_download(tmp_path: Path) -> None:
     )
     assert found.matched >= 0.99 * len(found.real.events) > 100
     assert found.real.peak == pytest.approx(found.predicted.peak, rel=0.001)
+
+
+def test_figures_as_csv(tmp_path: Path) -> None:
+    done = run(tmp_path, "models_here:Net", "--input", "float32[2,64]", "--csv")
+    header, *rows = done.stdout.splitlines()
+    assert header == "section,figure,predicted,measured,error"
+    assert [row.split(",")[1] for row in rows] == ["before the step", "peak allocated"]
+    assert done.stderr == ""
 
 
 def test_python_returns_what_is_printed() -> None:
@@ -118,7 +128,9 @@ def test_a_device_that_differs_is_told_apart() -> None:
         (device,) = snapshot_of(as_snapshot(real), "")
         simulation = real.simulation
         found = run_of(device, simulation.peak_allocated, simulation.peak_reserved, simulation.peak_reserved + 2**29)
-        measured = Measurement("x", {}, {"type": "cuda", "name": "GPU"}, {"torch": "2"}, found, predicted(trace))
+        measured = Measurement(
+            "x", {}, (), (), {"type": "cuda", "name": "GPU"}, {"torch": "2"}, found, predicted(trace)
+        )
         assert (measured.first_difference is None) is same
         assert (measured.matched == len(found.events)) is same
         text = str(report(measured))

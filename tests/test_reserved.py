@@ -125,7 +125,7 @@ def test_less_than_the_model_itself_is_one_line() -> None:
     with pytest.raises(GraphmemError) as caught:
         trace.report()
     assert str(caught.value) == (
-        "432.00 MiB is less than the model's own size: parameters, buffers and inputs are 64.03 MiB, for which PyTorch reserves 66.00 MiB beside a "
+        "432.00 MiB do not hold the model itself: parameters, buffers and inputs are 64.03 MiB, for which PyTorch reserves 66.00 MiB beside a "
         "CUDA context of 414.00 MiB; take a larger GPU or a smaller dtype"
     )
 

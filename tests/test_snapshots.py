@@ -18,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import graphmem  # noqa: E402
+from graphmem.errors import GraphmemError  # noqa: E402
 from graphmem.snapshots.replay import replay  # noqa: E402
 from graphmem.snapshots.snapshot import read_snapshot, snapshot_of  # noqa: E402
 from graphmem.snapshots.start import start_of  # noqa: E402
@@ -256,3 +257,68 @@ def test_show_needs_no_torch(tmp_path: Path) -> None:
         f"import graphmem, sys; str(graphmem.show({str(path)!r})); assert not {{'torch', 'numpy'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class Growing(torch.nn.Module):
+    """Every pass needs a little more than the one before, and keeps a piece."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = []
+        for i in range(12):
+            large = x.new_empty((40 + 7 * i) * MIB)
+            kept.append(x.new_empty(12 * MIB))
+            del large
+        return x
+
+
+@pytest.mark.parametrize(
+    "conf",
+    ["", "expandable_segments:True", "max_split_size_mb:64", "max_split_size_mb:64,max_non_split_rounding_mb:40",
+     "garbage_collection_threshold:0.5,per_process_memory_fraction:0.8"],
+)  # fmt: skip
+def test_under_pressure_it_replays_too(conf: str) -> None:
+    trace = graphmem.trace(Growing(), torch.zeros(4), grad=False, memory=(414 + 1150) * MIB, alloc_conf=conf)
+    actions = [event[0] for _, event in trace.simulation.segment_events]
+    assert trace.simulation.out_of_memory is None
+    assert conf.startswith("expandable") or "segment_free" in actions
+    report = graphmem.show(as_snapshot(trace))
+    assert report["reproduced"] == "yes, every address and segment"
+    recorded, *others = report["alloc_conf"].records()
+    assert recorded["reserved"] == trace.reserved
+    # Under the same settings on a device without end nothing is given back, so as much or more is reserved.
+    assert others[0]["reserved"] >= trace.reserved
+
+
+def test_what_a_program_empties_is_emptied_under_other_settings_and_retries_are_not() -> None:
+    free, retried = (
+        as_snapshot(traced()),
+        as_snapshot(graphmem.trace(Growing(), torch.zeros(4), grad=False, memory=(414 + 1150) * MIB)),
+    )
+    assert {row["setting"]: row["change"] for row in graphmem.show(free)["alloc_conf"]}["(default)"] == 0
+    unlimited = graphmem.trace(Growing(), torch.zeros(4), grad=False)
+    rows = {row["setting"]: row["reserved"] for row in graphmem.show(retried)["alloc_conf"]}
+    assert rows["(default)"] == unlimited.reserved
+    assert rows["expandable_segments:True"] == unlimited.simulate("expandable_segments:True").peak_reserved
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: graphmem.show(5),
+            "show needs a file, or the dict of torch.cuda.memory._snapshot\\(\\); this is a int",
+        ),
+        (lambda: traced(5), "alloc-conf 5: write it as text"),
+        (lambda: traced().simulate(5), "alloc-conf 5: write it as text"),
+        (lambda: traced(gpu=5), "gpu 5: name one, such as"),
+        (lambda: traced(memory="much"), "memory 'much' is no size; write it as 24GiB"),
+    ],
+)
+def test_wrong_types_are_said(call: Any, said: str) -> None:
+    with pytest.raises(GraphmemError, match=said):
+        call()
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert traced(memory="24gib").device.memory == traced(memory="24 GiB").device.memory == 24 * 2**30
+    assert traced(memory="80GB").device.memory == 80 * 10**9

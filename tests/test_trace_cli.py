@@ -151,7 +151,7 @@ def test_a_model_id_says_what_was_traced(tmp_path: Path) -> None:
         ([*NET, "--device", "cpu", "--memory", "1GiB"], "memory 1,073,741,824: is about a GPU"),
         (
             [*NET, "--memory", "415MiB"],
-            "415.00 MiB is less than the model's own size: parameters, buffers and inputs are 1.50 KiB, for which PyTorch reserves 2.00 MiB "
+            "415.00 MiB do not hold the model itself: parameters, buffers and inputs are 1.50 KiB, for which PyTorch reserves 2.00 MiB "
             "beside a CUDA context of 414.00 MiB; take a larger GPU or a smaller dtype",
         ),
         (

@@ -44,9 +44,9 @@ def command(
     if row is not None:
         writable("--json", row)
     choices = workload_choices(**workload)
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # the profiler writes to stderr whatever happens; read when torch is imported
+    # Both libraries write to stderr whatever happens; they look at these when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if alloc_conf:  # PyTorch reads them when it first uses the device
         os.environ.update(PYTORCH_ALLOC_CONF=alloc_conf, PYTORCH_CUDA_ALLOC_CONF=alloc_conf)
     with working("Measuring", quiet):

@@ -120,11 +120,12 @@ def workload_choices(
     }
 
 
-def output_options(csv_rows: str, json_flag: bool = True) -> Callable[[_Command], _Command]:
+def output_options(csv_rows: str, json_flag: bool = True, snapshot: bool = False) -> Callable[[_Command], _Command]:
     """as_json (unless the command has another use for ``--json``), as_csv, as_markdown, output, quiet, debug.
 
     ``csv_rows`` says what a row of the CSV is.
     """
+    more = ", .pickle (a memory snapshot)" if snapshot else ""
     as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (bytes as integers).")
     return _all(
         *((as_json,) if json_flag else ()),
@@ -132,7 +133,7 @@ def output_options(csv_rows: str, json_flag: bool = True) -> Callable[[_Command]
         click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown."),
         click.option(
             "-o", "output", metavar="FILE", type=click.Path(path_type=Path),
-            help="Write FILE.json, .csv, .md, .txt or .html instead of printing.",
+            help=f"Write FILE.json, .csv, .md, .txt{more} or .html instead of printing.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),

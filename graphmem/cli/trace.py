@@ -26,7 +26,7 @@ from graphmem.cli.progress import working
 @click.option("--no-fold", is_flag=True, help="Trace every layer, instead of a few of those that repeat.")
 @click.option("--by", type=click.Choice(["op", "module", "layer", "line"]), help="Add a breakdown of the operations.")
 @click.option("--top", type=click.IntRange(min=1), help="Rows of the breakdowns.  [default: 15]")
-@output_options("an allocation or release")
+@output_options("an allocation or release", snapshot=True)
 def command(
     target: str, device: str | None, gpu: str | None, memory: int | None, alloc_conf: str, no_fold: bool, by: Any, top: int | None,
     as_json: bool, as_csv: bool, as_markdown: bool, output: Path | None, quiet: bool, debug: bool, **workload: Any,

@@ -43,10 +43,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run and its prediction. ``arguments`` are what `graphmem.trace` was called with; ``device`` and ``versions`` say on what."""
+    """A run and its prediction. ``arguments`` are what `graphmem.trace` was called with, ``inputs`` those of a factory as ``--input`` has
+    them; ``device`` and ``versions`` say on what; ``notes`` are the prediction's: its settings, and what it assumed.
+    """
 
     target: str
     arguments: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    notes: tuple[str, ...]
     device: Mapping[str, Any]
     versions: Mapping[str, str]
     real: Run
@@ -70,7 +74,7 @@ class Measurement:
         del predicted["places"], predicted["events"]
         found = self.first_difference
         return {
-            "schema_version": SCHEMA_VERSION, "target": self.target, "arguments": dict(self.arguments), "device": dict(self.device),
+            "schema_version": SCHEMA_VERSION, "target": self.target, "arguments": dict(self.arguments), "inputs": list(self.inputs), "device": dict(self.device),
             "versions": dict(self.versions), "real": real, "predicted": predicted, "matched": self.matched,
             "first_difference": None if found is None else asdict(found),
         }  # fmt: skip

@@ -24,7 +24,7 @@ def report(found: Measurement) -> Report:
     warnings = [f"the run ended with: {real.out_of_memory}"] if real.out_of_memory else []
     if ours.out_of_memory and not real.out_of_memory:
         warnings.append(f"predicted, and not so: {ours.out_of_memory}")
-    notes = [f"{key}: {value}" for key, value in found.arguments.items()]
+    notes = list(found.notes)
     if found.device["type"] == "cpu":
         notes.append(
             "measured on the CPU, on one thread: no reserved memory, no CUDA context; on a machine with a GPU this measures the GPU"

@@ -23,9 +23,9 @@ from graphmem.workload import Workload
 
 def measured(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload, device: str | None,
-    name: str, target: str, choices: Mapping[str, Any],
+    name: str, target: str, choices: Mapping[str, Any], inputs: tuple[Any, ...],
 ) -> Measurement:  # fmt: skip
-    """Predict, run for real, compare. ``choices``: what a row says the workload was.
+    """Predict, run for real, compare. ``choices`` and ``inputs``: what a row says the workload was.
 
     Raises:
         GraphmemError: no such device, or the real run failed otherwise than for want of memory.
@@ -48,7 +48,22 @@ def measured(
     arguments = {key: value for key, value in choices.items() if isinstance(value, str | int | float | bool)}
     if workload.alloc_conf:
         arguments["alloc_conf"] = workload.alloc_conf
-    return Measurement(target, arguments, _facts(on), _versions(), real, predicted(trace))
+    notes = [f"{key}: {value}" for key, value in trace.settings.items()]
+    notes += [f"assumed: {what}; first at {where}" for what, where in trace.assumptions.items()]
+    return Measurement(
+        target, arguments, _written(inputs), tuple(notes), _facts(on), _versions(), real, predicted(trace)
+    )
+
+
+def _written(inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """Tensors as ``--input`` writes them: ``int64[1,2048]``, by keyword ``mask=bool[1,2048]``; what is no tensor is left out."""
+    named = [("", value) for value in inputs if not isinstance(value, dict)]
+    named += [(f"{key}=", value) for group in inputs if isinstance(group, dict) for key, value in group.items()]
+    tensors = [(name, value) for name, value in named if isinstance(value, torch.Tensor)]
+    return tuple(
+        f"{name}{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
+        for name, tensor in tensors
+    )
 
 
 def _settings_in_force() -> str:

@@ -181,11 +181,13 @@ def _followed(
             run = [(e.action, e.address, e.size, e.stream) for e in found]
             released.clear()
             after = history[index + len(run) : index + len(run) + 2]
-            if (
-                allocator.conf.max_split_size is not None
-                and [e.action for e in after[1:]] == ["alloc"]
-                and after[0].action in _GROWS
-            ):
+            within = [e.action for e in after[1:]] == ["alloc"] and after[0].action in _GROWS
+            if within and allocator.conf.garbage_collection_threshold:
+                # What is collected depends on the device's memory, and on how often blocks were looked at before the history.
+                if not all(allocator.give_back(address) for _, address, _, _ in run):
+                    difference = "has something in a segment that PyTorch gave back"
+                run = []
+            elif within and allocator.conf.max_split_size is not None:
                 driver.withheld = len(
                     run
                 )  # given back within the request that follows, which may need only a part of the cache
@@ -224,4 +226,4 @@ def _misreleased(real: list[tuple[str, int, int, int]], ours: list[SegmentEvent]
     if real == ours:
         return ""
     at = next((i for i, (a, b) in enumerate(zip(real, ours, strict=False)) if a != b), min(len(real), len(ours)))
-    return f"releases {len(ours):,} segments where PyTorch releases {len(real):,}; the {at + 1}th differs"
+    return f"releases {len(ours):,} segments where PyTorch releases {len(real):,}; number {at + 1} differs"

@@ -265,7 +265,13 @@ def _settings(snapshot: DeviceSnapshot, start: Start, conf: AllocConf, found: _T
         else ("what was there at the start is placed first; how it came to lie is not in the history",)
     )
     return Table(
-        "alloc_conf", "The same requests from nothing, by setting", columns, tuple(rows), "simulated", None, notes
+        "alloc_conf",
+        "The same requests from nothing on a device without end, by setting",
+        columns,
+        tuple(rows),
+        "simulated",
+        None,
+        notes,
     )
 
 

@@ -32,7 +32,7 @@ def simulated(trace: Trace, conf: AllocConf, total: int | None = None, context: 
         needed = simulate(requests[:started], CachingAllocator(conf)).peak_reserved
         beside = f" beside a CUDA context of {format_bytes(context)}" if context else ""
         raise GraphmemError(
-            f"{format_bytes(total)} is less than the model's own size: parameters, buffers and inputs are {format_bytes(trace.start)}, "
+            f"{format_bytes(total)} do not hold the model itself: parameters, buffers and inputs are {format_bytes(trace.start)}, "
             f"for which PyTorch reserves {format_bytes(needed)}{beside}; take a larger GPU or a smaller dtype"
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from graphmem.errors import GraphmemError
@@ -31,7 +32,12 @@ def report(trace: Trace, by: By | None = None, top: int | None = None, events: b
         if len(trace.events) <= reserved_tables.MOST_EVENTS:
             tables.append(reserved_tables.settings(trace, found))
         if (died := found.out_of_memory) is not None:
+            figures = [_unending(figure) for figure in figures]
             figures[:0] = reserved_tables.death(trace, died)
+            tables = [
+                replace(table, title=f"{table.title}, if memory had no end") if table.basis == "traced" else table
+                for table in tables
+            ]
             warnings.append(reserved_tables.message(trace, died, found.conf))
     if by is not None:
         tables.append(breakdown(trace, by, top or TOP))
@@ -47,6 +53,12 @@ def report(trace: Trace, by: By | None = None, top: int | None = None, events: b
     origin = f"traced on the meta device for {trace.device.name}; no weights, no GPU"
     section = Section("", tuple(figures), tuple(tables))
     return Report("trace", trace.target, origin, (section,), tuple(notes), tuple(warnings))
+
+
+def _unending(figure: Figure) -> Figure:
+    """A figure of the whole step, in a report of one that does not reach its end."""
+    whole = figure.key in ("peak", "rise", "end", "peak_where", "saved")
+    return replace(figure, title=f"{figure.title}, if memory had no end") if whole else figure
 
 
 def _figures(trace: Trace) -> Iterable[Figure]:

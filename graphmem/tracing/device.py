@@ -9,6 +9,7 @@ from graphmem.errors import GraphmemError, UnsupportedError
 from graphmem.hardware.context import Context, context_of, overall_context
 from graphmem.hardware.gpus import gpu_named
 from graphmem.timeline.events import CUDA_ROUNDING
+from graphmem.units import parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def device_named(device: str | Device) -> Device:
         raise GraphmemError(f"device {device!r}: graphmem traces for {', '.join(_BY_NAME)}") from None
 
 
-def traced_for(device: str | Device | None, gpu: str | None, memory: int | None) -> Device:
+def traced_for(device: str | Device | None, gpu: str | None, memory: int | str | None) -> Device:
     """The device of a trace: by kind of kernels (``device``), or a GPU of the table with its memory; ``memory`` bytes of it.
 
     Raises:
@@ -67,6 +68,11 @@ def traced_for(device: str | Device | None, gpu: str | None, memory: int | None)
         found = replace(found, context=_range(overall_context()))
     if memory is None:
         return found
+    if isinstance(memory, str):
+        try:
+            memory = parse_bytes(memory)
+        except ValueError as error:
+            raise GraphmemError(f"memory {error}") from None
     if found.type != "cuda":
         raise GraphmemError(f"memory {memory:,}: is about a GPU; this is traced for {found.name}")
     if memory < 1:
@@ -75,6 +81,8 @@ def traced_for(device: str | Device | None, gpu: str | None, memory: int | None)
 
 
 def _from_table(gpu: str) -> Device:
+    if not isinstance(gpu, str):
+        raise GraphmemError(f"gpu {gpu!r}: name one, such as 'A100-80GB' or 'RTX 4090'")
     row = gpu_named(gpu)
     if row.vendor != "NVIDIA":
         raise UnsupportedError(

@@ -86,13 +86,13 @@ class Trace:
         Raises:
             GraphmemError: PyTorch would refuse the settings, or what is there before the step does not fit.
         """
-        from graphmem.timeline.allocator.conf import alloc_conf
+        from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
         from graphmem.timeline.reserved import simulated
 
         if self.device.type != "cuda":
             raise GraphmemError(f"simulate is about CUDA's caching allocator; this was traced for {self.device.name}")
         text = self.alloc_conf if conf is None else conf
-        parsed = alloc_conf(text) if isinstance(text, str) else text
+        parsed = text if isinstance(text, AllocConf) else alloc_conf(text)
         context = self.device.context[1] if self.device.context is not None else 0
         return simulated(self, parsed, self.device.memory, context)
 

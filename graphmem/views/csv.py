@@ -1,4 +1,4 @@
-"""The finest table of a Report as CSV: a row a tensor, or a row an allocation or release; what every printed total is a sum of."""
+"""The finest table of a Report as CSV: a row a tensor, or a row an allocation or release, or a measured figure; what every printed total is a sum of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 
 from graphmem.report import Report, Table
 
-KEYS = ("tensors", "timeline")
+KEYS = ("tensors", "timeline", "measured")
 
 
 def render(report: Report) -> str:

@@ -14,6 +14,7 @@ from graphmem.measuring.measurement import SCHEMA_VERSION
 from graphmem.measuring.predict import predicted
 from graphmem.measuring.sequences import common_length
 from graphmem.tracing.device import CPU, Device
+from graphmem.tracing.factory import parse_inputs
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "measurements"
 
@@ -55,7 +56,9 @@ def measure(path: Path) -> MeasurementRow:
         return MeasurementRow(path.stem, row, failure=f"schema version {row['schema_version']}")
     arguments = {key: value for key, value in row["arguments"].items() if key not in ("trust_remote_code", "offline")}
     try:
-        trace = graphmem.trace(row["target"], device=device_of(row), offline=True, **arguments)
+        args, kwargs = parse_inputs(row.get("inputs", []))
+        inputs = [*args, *([kwargs] if kwargs else [])]
+        trace = graphmem.trace(row["target"], *inputs, device=device_of(row), offline=True, **arguments)
     except GraphmemError as error:
         return MeasurementRow(path.stem, row, failure=str(error))
     ours = predicted(trace)

@@ -122,6 +122,14 @@ class CachingAllocator(Heap):
             for block in expandable:
                 unmap(self, self, block)
 
+    def give_back(self, address: int) -> bool:
+        """Give one cached segment back, as somebody else decided; False: it is not there, or something is in it."""
+        block = self._blocks.get(address)
+        if block is None or not block.free or block.is_split or block.expandable:
+            return False
+        self._give_back(block)
+        return True
+
     # -- finding a block ------------------------------------------------------------------------------------------
 
     def _cached(self, pool: Pool, size: int) -> Block | None:

@@ -53,6 +53,8 @@ def alloc_conf(text: str) -> AllocConf:
         GraphmemError: PyTorch would refuse it; in PyTorch's words where it has any.
         UnsupportedError: ``backend:cudaMallocAsync``, which is another allocator.
     """
+    if not isinstance(text, str):
+        raise GraphmemError(f"alloc-conf {text!r}: write it as text, such as 'expandable_segments:True'")
     tokens = [token for token in re.split(r"([,:\[\]])", text.replace(" ", "")) if token]
     try:
         return replace(_parsed(_Tokens(tokens)), text=text)
