@@ -115,13 +115,19 @@ def trace(
     from graphmem.tracing.device import traced_for
     from graphmem.tracing.run import trace_module
 
-    parse_alloc_conf(alloc_conf)  # what cannot be is said before the work begins
+    # What cannot be is said before the work begins.
+    parse_alloc_conf(alloc_conf)
+    on = traced_for(device, gpu, memory)
+    if alloc_conf and on.type != "cuda":
+        raise GraphmemError(
+            f'alloc-conf "{alloc_conf}": is about CUDA\'s caching allocator; this is traced for {on.name}'
+        )
     module, args, kwargs, name, workload = _resolved(
         target, inputs, step=step, grad=grad, autocast=autocast, loss=loss, optimizer=optimizer, steps=steps, routing=routing,
         attention=attention, alloc_conf=alloc_conf, fold=fold, batch_size=batch_size, seq_len=seq_len, dtype=dtype,
         trust_remote_code=trust_remote_code, revision=revision, token=token, offline=offline,
     )  # fmt: skip
-    return trace_module(module, args, kwargs, workload, traced_for(device, gpu, memory), name)
+    return trace_module(module, args, kwargs, workload, on, name)
 
 
 def measure(

@@ -83,6 +83,14 @@ def test_reserved_and_what_settings_change() -> None:
     assert levels["reserved"] == trace.reserved
 
 
+def test_a_first_step_is_called_one() -> None:
+    module, inputs = torch.nn.Linear(2, 2), torch.zeros(1, 2)
+    said = "one step, the first of a run"
+    assert said in str(graphmem.trace(module, inputs, step="train", gpu="T4"))
+    assert said not in str(graphmem.trace(module, inputs, step="train", gpu="T4", steps=2))
+    assert said not in str(graphmem.trace(module, inputs, gpu="T4"))
+
+
 def test_a_gpu_says_what_nvidia_smi_shows() -> None:
     trace = graphmem.trace(Net(), torch.zeros(5, 30), gpu="T4")
     report = trace.report()
@@ -136,8 +144,29 @@ def test_what_excludes_each_other() -> None:
         graphmem.trace(module, inputs, device="cuda", gpu="T4")
     with pytest.raises(GraphmemError, match="memory 10: is about a GPU; this is traced for CPU"):
         graphmem.trace(module, inputs, device="cpu", memory=10)
+    with pytest.raises(GraphmemError, match="alloc-conf .*: is about CUDA's caching allocator; this is traced for CPU"):
+        graphmem.trace(module, inputs, device="cpu", alloc_conf="expandable_segments:True")
     with pytest.raises(GraphmemError, match="memory 0: must be 1 byte or more"):
         graphmem.trace(module, inputs, memory=0)
     with pytest.raises(GraphmemError, match="simulate is about CUDA's caching allocator; this was traced for CPU"):
         graphmem.trace(module, inputs, device="cpu").simulate()
     assert graphmem.trace(module, inputs, device="cpu").reserved == graphmem.trace(module, inputs, device="cpu").peak
+
+
+def test_recurrent_weights_are_copied_into_one_buffer_as_they_are_moved() -> None:
+    """torch/nn/modules/rnn.py: ``_apply`` ends with ``flatten_parameters``; the first copies are freed and stay cached."""
+    trace = graphmem.trace(torch.nn.LSTM(2048, 2048, 2), torch.zeros(3, 1, 2048), grad=False)
+    weights = [4 * 2048 * 2048 * 4] * 4
+    biases = [4 * 2048 * 4] * 4
+    whole = sum(weights) + sum(biases)
+    actions = [(request.action, request.nbytes) for request in requests_of(trace)]
+    assert actions[:8] == [("alloc", size) for size in (weights[0], weights[1], biases[0], biases[1]) * 2]
+    assert actions[8] == ("alloc", whole)
+    assert [action for action, _ in actions[9:17]] == ["free"] * 8
+    assert trace.simulation.peak_allocated >= 2 * whole
+    assert trace.reserved >= 2 * whole
+    timeline = trace.report(events=True)["timeline"].records()
+    assert len(timeline) == len(trace.events)
+    assert timeline[-1]["reserved"] == trace.reserved
+    half = graphmem.trace(torch.nn.LSTM(64, 64).bfloat16(), torch.zeros(3, 1, 64).bfloat16(), grad=False)
+    assert all(request.action == "alloc" for request in requests_of(half)[:5]), "cuDNN takes no bfloat16 weights"

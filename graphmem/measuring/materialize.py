@@ -31,7 +31,11 @@ def materialized(
             return twin
 
         real_args, real_kwargs = map_tensors(args, moved), map_tensors(dict(kwargs), moved)
-    return copy.deepcopy(module, memo), real_args, real_kwargs
+    made = copy.deepcopy(module, memo)
+    for child in made.modules():
+        if isinstance(child, torch.nn.RNNBase):
+            child.flatten_parameters()  # as `_apply` does, if at each module's turn and not at the end
+    return made, real_args, real_kwargs
 
 
 def _as_moved(module: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphmem.measuring.measurement import Run
 from graphmem.timeline.events import Op
-from graphmem.timeline.reserved import requests_of
+from graphmem.timeline.reserved import blocks_of, requests_of
 from graphmem.timeline.reserved_tables import message
 from graphmem.tracing.trace import Trace
 
@@ -16,10 +16,11 @@ def predicted(trace: Trace) -> Run:
         sizes = tuple(_signed(trace, event.block, event.alloc) for event in events)
         return Run(trace.start, sizes, tuple(_place(trace, event.op) for event in events), trace.peak)
     freed_by = {event.block: event.op for event in trace.events if not event.alloc}
+    blocks = blocks_of(trace)
     requests = [request for request in requests_of(trace) if request.action != "empty_cache"]
-    sizes = tuple(_signed(trace, request.block, request.action == "alloc") for request in requests)
+    sizes = tuple(blocks[r.block].nbytes if r.action == "alloc" else -blocks[r.block].nbytes for r in requests)
     places = tuple(
-        _place(trace, trace.blocks[request.block].op if request.action == "alloc" else freed_by[request.block])
+        _place(trace, blocks[request.block].op if request.action == "alloc" else freed_by.get(request.block))
         for request in requests
     )
     found = trace.simulation

@@ -33,6 +33,10 @@ def measured(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cuda", "cpu"):
         raise GraphmemError(f"device {device!r}: measure on cuda or cpu")
+    if device == "cpu" and workload.alloc_conf:
+        raise GraphmemError(
+            f'alloc-conf "{workload.alloc_conf}": is about CUDA\'s caching allocator; this is measured on the CPU'
+        )
     if device == "cuda":
         workload = replace(workload, alloc_conf=workload.alloc_conf or _settings_in_force())
     on = CPU if device == "cpu" else cuda.this_device()

@@ -13,7 +13,7 @@ from graphmem.timeline.allocator.conf import AllocConf
 from graphmem.timeline.allocator.simulate import BlockState, SegmentState, Simulation
 from graphmem.timeline.allocator.sizes import round_size
 from graphmem.timeline.events import Op
-from graphmem.timeline.reserved import requests_of
+from graphmem.timeline.reserved import blocks_of, requests_of
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -47,7 +47,7 @@ class _Stacks:
     """Frames of a block's allocation and of an operation."""
 
     def __init__(self, trace: Trace) -> None:
-        self._trace = trace
+        self._trace, self._blocks = trace, blocks_of(trace)
         self._of_op: dict[int | None, list[dict[str, Any]]] = {None: [_frame("", 0, "before the step")]}
 
     def of_op(self, index: int | None) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ class _Stacks:
         return self._of_op[index]
 
     def of_block(self, index: int) -> list[dict[str, Any]]:
-        block = self._trace.blocks[index]
+        block = self._blocks[index]
         what = _frame("", 0, f"{block.kind} {block.name}".strip())
         return [*self.of_op(block.op), what] if block.op is not None else [what, *self.of_op(None)]
 
@@ -100,6 +100,7 @@ def _history(trace: Trace, found: Simulation, stacks: _Stacks) -> list[dict[str,
         )
 
     freed_by = {event.block: event.op for event in trace.events if not event.alloc}
+    blocks = blocks_of(trace)
     segments = iter([*found.segment_events, None])
     segment = next(segments)
     address: dict[int, int] = {}
@@ -117,9 +118,9 @@ def _history(trace: Trace, found: Simulation, stacks: _Stacks) -> list[dict[str,
             address[request.block] = found.addresses[index]
             add("alloc", found.addresses[index], request.nbytes, stacks.of_block(request.block))
         elif request.action == "free":
-            where, size = address.pop(request.block), trace.blocks[request.block].nbytes
+            where, size = address.pop(request.block), blocks[request.block].nbytes
             for action in ("free_requested", "free_completed"):
-                add(action, where, size, stacks.of_op(freed_by[request.block]))
+                add(action, where, size, stacks.of_op(freed_by.get(request.block)))
     return entries
 
 

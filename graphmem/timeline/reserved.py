@@ -26,7 +26,7 @@ def simulated(trace: Trace, conf: AllocConf, total: int | None = None, context: 
     requests = requests_of(trace)
     found = simulate(requests, CachingAllocator(conf, DeviceMemory(total, context)))
     died = found.out_of_memory
-    started = sum(event.op is None and event.alloc for event in trace.events)
+    started = moved_in(requests, trace)
     if died is not None and died.request < started:
         assert total is not None
         needed = simulate(requests[:started], CachingAllocator(conf)).peak_reserved
@@ -39,11 +39,20 @@ def simulated(trace: Trace, conf: AllocConf, total: int | None = None, context: 
 
 
 def requests_of(trace: Trace) -> list[Request]:
-    """The events of a trace as the allocator sees them. What is there before the step came as ``module.to(device)`` moves it."""
+    """The events of a trace as the allocator sees them; `blocks_of` has what they ask for.
+
+    What is there before the step came as ``module.to(device)`` moves it.
+    """
     found: list[Request] = []
     started = [event.block for event in trace.events if event.op is None and event.alloc]
+    flattened, blocks = _flattened(trace), blocks_of(trace)
+    flat = {block for weights in flattened.values() for block in weights}
+    ends = {weights[-1]: buffer for buffer, weights in flattened.items()}
     for block in _as_moved(started, trace.blocks, trace.modules):
-        found.append(Request("alloc", block, trace.blocks[block].nbytes))
+        found.append(Request("alloc", block, blocks[block].nbytes))
+        if block in ends:
+            found.append(Request("alloc", ends[block], blocks[ends[block]].nbytes))
+            found += [Request("free", weight) for weight in flattened[ends[block]]]
     emptied = iter([*trace.cache_emptied, -1])
     next_emptied = next(emptied)
     first = len(started)
@@ -54,12 +63,49 @@ def requests_of(trace: Trace) -> list[Request]:
         if index < first:
             continue
         if event.alloc:
-            found.append(Request("alloc", event.block, trace.blocks[event.block].nbytes))
-        else:
+            found.append(Request("alloc", event.block, blocks[event.block].nbytes))
+        elif event.block not in flat:
             found.append(Request("free", event.block))
     if next_emptied >= 0:
         found += [Request("empty_cache"), *(Request("empty_cache") for at in emptied if at >= 0)]
     return found
+
+
+def moved_in(requests: Sequence[Request], trace: Trace) -> int:
+    """How many of the first requests belong to what is there before the step."""
+    later = sum(event.op is not None for event in trace.events)
+    flat = {block for weights in _flattened(trace).values() for block in weights}
+    later -= sum(event.op is not None and not event.alloc and event.block in flat for event in trace.events)
+    return sum(request.action != "empty_cache" for request in requests) - later
+
+
+def blocks_of(trace: Trace) -> tuple[Block, ...]:
+    """What the requests' numbers mean: the blocks of the trace, then the buffers that cuDNN copies recurrent weights into."""
+    found = list(trace.blocks)
+    for weights in _flattened(trace).values():
+        first = trace.blocks[weights[0]]
+        nbytes = sum(trace.blocks[block].nbytes for block in weights)
+        name = f"{first.module} (one buffer for cuDNN)".strip()
+        found.append(Block(nbytes, "parameter", None, first.module, (), first.dtype, name))
+    return tuple(found)
+
+
+#: Modules whose ``_apply`` ends with ``flatten_parameters`` (torch/nn/modules/rnn.py), and the dtypes cuDNN takes
+#: (``torch.backends.cudnn.is_acceptable``).
+_RECURRENT, _CUDNN_DTYPES = ("LSTM", "GRU", "RNN"), ("float16", "float32", "float64")
+
+
+def _flattened(trace: Trace) -> dict[int, list[int]]:
+    """Buffer → the weights that are copied into it and freed when a recurrent module is moved. Buffers are numbered after the blocks."""
+    weights: dict[str, list[int]] = {}
+    for event in trace.events:
+        if event.op is not None:
+            break
+        block = trace.blocks[event.block]
+        recurrent = trace.modules.get(block.module) in _RECURRENT and block.dtype in _CUDNN_DTYPES
+        if event.alloc and block.kind == "parameter" and recurrent:
+            weights.setdefault(block.module, []).append(event.block)
+    return {len(trace.blocks) + number: found for number, found in enumerate(weights.values())}
 
 
 def _as_moved(started: Sequence[int], blocks: Sequence[Block], modules: Mapping[str, str]) -> list[int]:

@@ -10,7 +10,7 @@ from graphmem.report import Column, Figure, Row, Table
 from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
 from graphmem.timeline.allocator.out_of_memory import explained
 from graphmem.timeline.allocator.simulate import OutOfMemory, Simulation
-from graphmem.timeline.reserved import requests_of, simulated
+from graphmem.timeline.reserved import blocks_of, requests_of, simulated
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -121,7 +121,7 @@ def _row(setting: str, tried: Simulation, given: Simulation) -> Row:
 def death(trace: Trace, died: OutOfMemory) -> Iterator[Figure]:
     """Where the step runs out of memory, and what it would take."""
     request = requests_of(trace)[died.request]
-    block = trace.blocks[request.block]
+    block = blocks_of(trace)[request.block]
     op = trace.ops[block.op] if block.op is not None else None
     where = ", ".join(part for part in (op.phase, op.module, op.name, op.line) if part) if op is not None else "start"
     yield Figure(

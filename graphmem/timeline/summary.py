@@ -10,7 +10,7 @@ from graphmem.errors import GraphmemError
 from graphmem.report import Cell, Column, Figure, Report, Row, Section, Table, sum_row
 from graphmem.timeline import reserved_tables
 from graphmem.timeline.events import KINDS, Block, rounded
-from graphmem.timeline.reserved import requests_of
+from graphmem.timeline.reserved import moved_in, requests_of
 from graphmem.units import format_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def report(trace: Trace, by: By | None = None, top: int | None = None, events: b
         low, median, high = (format_bytes(size) for size in trace.device.context)
         notes.append(
             f"assumed: nothing else runs on the GPU, and its CUDA context takes {median} ({low} to {high} were measured)"
+        )
+    if trace.device.memory is not None and trace.settings.get("step") == "train" and "steps" not in trace.settings:
+        notes.append(
+            "one step, the first of a run: later ones begin with the optimizer's state in place; --steps 2 shows one"
         )
     notes += [f"assumed: {what}; first at {where}" for what, where in trace.assumptions.items()]
     origin = f"traced on the meta device for {trace.device.name}; no weights, no GPU"
@@ -226,6 +230,11 @@ def _reserved_by_event(trace: Trace) -> list[int | None]:
     """Bytes reserved after each event; None on the CPU, and where the step has run out of memory by then."""
     if trace.device.type != "cuda":
         return [None] * len(trace.events)
-    served = zip(requests_of(trace), trace.simulation.reserved, strict=False)
-    reserved: list[int | None] = [after for request, after in served if request.action != "empty_cache"]
+    requests = requests_of(trace)
+    started = sum(event.op is None for event in trace.events)
+    moved = moved_in(requests, trace)
+    served = list(zip(requests, trace.simulation.reserved, strict=False))
+    # Moving recurrent weights takes more requests than there are weights: the last of them stand for the start.
+    reserved: list[int | None] = [after for _, after in served[moved - started : moved]]
+    reserved += [after for request, after in served[moved:] if request.action != "empty_cache"]
     return reserved + [None] * (len(trace.events) - len(reserved))

@@ -250,10 +250,6 @@ def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs, dev
     if workload.steps > 1:
         said["steps"] = str(workload.steps)
     on_cuda = "workspaces of cuDNN, memory of other processes"
-    if any(isinstance(child, torch.nn.RNNBase) for child in module.modules()):
-        on_cuda += (
-            ", the second copy of recurrent weights that cuDNN makes as they are moved (their first one stays reserved)"
-        )
     said["not counted"] = (
         on_cuda if device.type == "cuda" else "memory that libraries take without asking PyTorch (oneDNN)"
     )
