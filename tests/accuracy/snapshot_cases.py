@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.accuracy.snapshot_models.course import NamedSwiGLU, Sizes, SwiGLU
 from tests.accuracy.snapshot_scripts import course, own
-from tests.accuracy.snapshot_scripts.common import Mark
+from tests.accuracy.snapshot_scripts.stage import Mark
 
 
 @dataclass(frozen=True)

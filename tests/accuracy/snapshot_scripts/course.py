@@ -14,7 +14,7 @@ from tests.accuracy.snapshot_models.course import (
     gather_einx_04,
 )
 from tests.accuracy.snapshot_optimizers import BasicsAdamW, cross_entropy
-from tests.accuracy.snapshot_scripts.common import HOST, Mark, autocast, flat_loss, gradients, tokens
+from tests.accuracy.snapshot_scripts.stage import HOST, Mark, autocast, flat_loss, gradients, tokens
 
 
 def wedsonlin_inference(sizes: Sizes, mark: Mark) -> None:

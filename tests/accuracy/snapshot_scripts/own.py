@@ -22,7 +22,7 @@ from tests.accuracy.snapshot_optimizers import (
     cross_entropy_by_gather,
     cross_entropy_by_index,
 )
-from tests.accuracy.snapshot_scripts.common import HOST, Mark, autocast, tokens
+from tests.accuracy.snapshot_scripts.stage import HOST, Mark, autocast, tokens
 
 
 def kkaitlyn_forward(sizes: Sizes, bf16: bool, earlier: bool, mark: Mark) -> None:
