@@ -124,16 +124,6 @@ def report() -> None:
     print(
         f"\nLlama-3.1-405B (126 layers), one training step at 8,192 tokens, building the model included: {seconds:.2f} s, {megabytes:.0f} MB.\n"
     )
-    print(
-        "## A million allocations and releases through the allocator\n\n| settings | s of one core | MB added |\n|:--|--:|--:|"
-    )
-    for settings, columns in (("", "columns"), ("expandable_segments:True", "columns"), ("", "none")):
-        seconds, megabytes = _printed(ALLOCATOR, settings, columns)
-        what = (settings or "default") + (
-            ", reserved and the rest after every event" if columns == "columns" else ", the state alone"
-        )
-        print(f"| {what} | {seconds:.2f} | {megabytes:.0f} |")
-    print()
     print("### What the cost grows with\n\nFolded traces of the same shape, one process.\n\n| | s |\n|:--|--:|")
     for name, work in {
         "32 layers, batch 1, 2,048 tokens": _traced(),
@@ -146,3 +136,12 @@ def report() -> None:
     }.items():
         print(f"| {name} | {_seconds(work):.2f} |")
     print(f"\nPeak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB.")
+    print(
+        "\n## A million allocations and releases through the allocator\n\n| settings | s of one core | MB added |\n|:--|--:|--:|"
+    )
+    for settings, columns in (("", "columns"), ("expandable_segments:True", "columns"), ("", "none")):
+        seconds, megabytes = _printed(ALLOCATOR, settings, columns)
+        what = (settings or "default") + (
+            ", reserved and the rest after every event" if columns == "columns" else ", the state alone"
+        )
+        print(f"| {what} | {seconds:.2f} | {megabytes:.0f} |")
