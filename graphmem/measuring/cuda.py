@@ -15,13 +15,14 @@ from graphmem.snapshots.kinds import place_of
 from graphmem.snapshots.snapshot import DeviceSnapshot, snapshot_of
 from graphmem.tracing.device import Device
 from graphmem.tracing.loop import Watch, run_steps
+from graphmem.tracing.names import torch_release
 from graphmem.workload import Workload
 
 #: More events than any step makes; a ring buffer that wrapped would lose the beginning.
 _MOST_EVENTS = 10_000_000
 
 
-def this_device(memory: int | None = None) -> Device:
+def this_device() -> Device:
     """The current CUDA device and the installed PyTorch, to predict for.
 
     Raises:
@@ -30,9 +31,8 @@ def this_device(memory: int | None = None) -> Device:
     if not torch.cuda.is_available():
         raise GraphmemError("this machine has no CUDA device that torch can use; measure with --device cpu")
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    major, minor = torch.__version__.split(".")[:2]
-    capability, release = (found.major, found.minor), (int(major), int(minor))
-    return Device("cuda", found.name, capability, found.multi_processor_count, release, memory or found.total_memory)
+    capability = found.major, found.minor
+    return Device("cuda", found.name, capability, found.multi_processor_count, torch_release(), found.total_memory)
 
 
 class _Snapping(Watch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphmem.measuring.measurement import Run
 from graphmem.timeline.events import Op
-from graphmem.timeline.reserved import blocks_of, requests_of
+from graphmem.timeline.reserved import blocks_of
 from graphmem.timeline.reserved_tables import message
 from graphmem.tracing.trace import Trace
 
@@ -17,7 +17,7 @@ def predicted(trace: Trace) -> Run:
         return Run(trace.start, sizes, tuple(_place(trace, event.op) for event in events), trace.peak)
     freed_by = {event.block: event.op for event in trace.events if not event.alloc}
     blocks = blocks_of(trace)
-    requests = [request for request in requests_of(trace) if request.action != "empty_cache"]
+    requests = [request for request in trace.requests if request.action != "empty_cache"]
     sizes = tuple(blocks[r.block].nbytes if r.action == "alloc" else -blocks[r.block].nbytes for r in requests)
     places = tuple(
         _place(trace, blocks[request.block].op if request.action == "alloc" else freed_by.get(request.block))

@@ -18,6 +18,7 @@ from graphmem.measuring.predict import predicted
 from graphmem.tracing.device import CPU, Device
 from graphmem.tracing.failure import first_line
 from graphmem.tracing.run import trace_module
+from graphmem.tracing.step import described
 from graphmem.workload import Workload
 
 
@@ -63,11 +64,7 @@ def _written(inputs: tuple[Any, ...]) -> tuple[str, ...]:
     """Tensors as ``--input`` writes them: ``int64[1,2048]``, by keyword ``mask=bool[1,2048]``; what is no tensor is left out."""
     named = [("", value) for value in inputs if not isinstance(value, dict)]
     named += [(f"{key}=", value) for group in inputs if isinstance(group, dict) for key, value in group.items()]
-    tensors = [(name, value) for name, value in named if isinstance(value, torch.Tensor)]
-    return tuple(
-        f"{name}{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
-        for name, tensor in tensors
-    )
+    return tuple(f"{name}{described(value)}" for name, value in named if isinstance(value, torch.Tensor))
 
 
 def _settings_in_force() -> str:

@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
-from graphmem.snapshots.snapshot import DeviceSnapshot, Entry, Segment
+from graphmem.snapshots.snapshot import GROWS, RELEASES, DeviceSnapshot, Entry, Segment
 from graphmem.timeline.allocator.blocks import Block
 from graphmem.timeline.allocator.caching import CachingAllocator
 from graphmem.timeline.allocator.conf import AllocConf
 from graphmem.timeline.allocator.driver import SegmentEvent
 from graphmem.timeline.allocator.simulate import Request, Simulation, simulate
 
-_RELEASES = ("segment_free", "segment_unmap")
-_GROWS = ("segment_alloc", "segment_map")
 #: Address space of an expandable segment whose end is not known; where a segment lies that PyTorch did not take.
 _SPACE, _ELSEWHERE = 1 << 44, 1 << 52
 
@@ -106,9 +104,9 @@ def replay(snapshot: DeviceSnapshot, start: tuple[Segment, ...], conf: AllocConf
 def _peak_reserved(snapshot: DeviceSnapshot) -> int:
     reserved = peak = snapshot.reserved
     for entry in reversed(snapshot.history):
-        if entry.action in _GROWS:
+        if entry.action in GROWS:
             reserved -= entry.size
-        elif entry.action in _RELEASES:
+        elif entry.action in RELEASES:
             reserved += entry.size
         peak = max(peak, reserved)
     return peak
@@ -163,11 +161,11 @@ def _followed(
 ) -> Iterator[Request]:  # fmt: skip
     """The history as requests, each compared with what the allocator did with it; ends at the first difference."""
     released = driver.released
-    allocator.on_segment = lambda event: released.append(event) if event[0] in _RELEASES else None
+    allocator.on_segment = lambda event: released.append(event) if event[0] in RELEASES else None
     index, run = 0, list[SegmentEvent]()
     while index < len(history):
         entry, difference = history[index], ""
-        if entry.action in _GROWS:
+        if entry.action in GROWS:
             driver.grown.append(entry)
         elif entry.action == "alloc":
             entries.append(index)
@@ -176,21 +174,20 @@ def _followed(
             if run:
                 difference = difference or _misreleased(run, released)
                 driver.withheld, run = 0, []
-        elif entry.action in _RELEASES:
-            found = list(takewhile(lambda e: e.action in _RELEASES, islice(history, index, None)))
+        elif entry.action in RELEASES:
+            found = list(takewhile(lambda e: e.action in RELEASES, islice(history, index, None)))
             run = [(e.action, e.address, e.size, e.stream) for e in found]
             released.clear()
             after = history[index + len(run) : index + len(run) + 2]
-            within = [e.action for e in after[1:]] == ["alloc"] and after[0].action in _GROWS
+            within = [e.action for e in after[1:]] == ["alloc"] and after[0].action in GROWS
             if within and allocator.conf.garbage_collection_threshold:
                 # What is collected depends on the device's memory, and on how often blocks were looked at before the history.
                 if not all(allocator.give_back(address) for _, address, _, _ in run):
                     difference = "has something in a segment that PyTorch gave back"
                 run = []
             elif within and allocator.conf.max_split_size is not None:
-                driver.withheld = len(
-                    run
-                )  # given back within the request that follows, which may need only a part of the cache
+                # Given back within the request that follows, which may need only a part of the cache.
+                driver.withheld = len(run)
             else:
                 entries.append(index)
                 yield Request("empty_cache")

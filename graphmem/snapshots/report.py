@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from graphmem.report import Column, Figure, Report, Row, Section, Table, sum_row
 from graphmem.snapshots.kinds import kind_of, place_of
 from graphmem.snapshots.replay import Replay, replay
-from graphmem.snapshots.snapshot import DeviceSnapshot, Entry, Segment, UsedBlock
+from graphmem.snapshots.snapshot import GROWS, RELEASES, DeviceSnapshot, Entry, Segment, UsedBlock
 from graphmem.snapshots.start import Start, start_of
 from graphmem.snapshots.what_if import under
 from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
 from graphmem.timeline.allocator.simulate import Simulation
 from graphmem.timeline.allocator.sizes import SMALL_SEGMENT
 from graphmem.timeline.reserved_tables import TRIED
-
-_GROWS, _SHRINKS = ("segment_alloc", "segment_map"), ("segment_free", "segment_unmap")
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ def _timeline(snapshot: DeviceSnapshot, start: Start, again: Replay) -> _Timelin
             allocated -= used[entry.address].size
         elif entry.action == "free_completed":
             del used[entry.address]
-        elif entry.action in _GROWS:
+        elif entry.action in GROWS:
             reserved += entry.size
-        elif entry.action in _SHRINKS:
+        elif entry.action in RELEASES:
             reserved -= entry.size
         if allocated > peak:
             peak, peak_at = allocated, index

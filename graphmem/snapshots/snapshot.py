@@ -17,6 +17,8 @@ from graphmem.snapshots.unpickle import load_plain
 ACTIONS = (
     "alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "oom",
 )  # fmt: skip
+#: What takes memory from the device, and what gives it back.
+GROWS, RELEASES = ("segment_alloc", "segment_map"), ("segment_free", "segment_unmap")
 #: Entries that mark a moment and change nothing.
 _MARKS = ("snapshot", "user_defined", "workspace_snapshot")
 

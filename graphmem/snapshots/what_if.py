@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import count
 
-from graphmem.snapshots.snapshot import Entry, Segment
+from graphmem.snapshots.snapshot import GROWS, RELEASES, Entry, Segment
 from graphmem.timeline.allocator.caching import CachingAllocator
 from graphmem.timeline.allocator.conf import AllocConf
 from graphmem.timeline.allocator.simulate import Request, Simulation, simulate
-
-_RELEASES, _GROWS = ("segment_free", "segment_unmap"), ("segment_alloc", "segment_map")
 
 
 def requests_of(start: Sequence[Segment], history: Sequence[Entry]) -> Iterator[Request]:
@@ -46,15 +44,15 @@ def _emptied(start: Sequence[Segment], history: Sequence[Entry]) -> Iterator[int
     runs: list[tuple[int, int, int]] = []
     begin, before = -1, 0
     for index, entry in enumerate(history):
-        if entry.action in _RELEASES:
+        if entry.action in RELEASES:
             if begin < 0:
                 begin, before = index, reserved
             reserved -= entry.size
             continue
         if begin >= 0:
-            runs.append((begin, before, entry.size if entry.action in _GROWS else 0))
+            runs.append((begin, before, entry.size if entry.action in GROWS else 0))
             begin = -1
-        reserved += entry.size if entry.action in _GROWS else 0
+        reserved += entry.size if entry.action in GROWS else 0
         highest = max(highest, reserved)
     if begin >= 0:
         runs.append((begin, before, 0))

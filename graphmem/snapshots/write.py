@@ -13,7 +13,7 @@ from graphmem.timeline.allocator.conf import AllocConf
 from graphmem.timeline.allocator.simulate import BlockState, SegmentState, Simulation
 from graphmem.timeline.allocator.sizes import round_size
 from graphmem.timeline.events import Op
-from graphmem.timeline.reserved import blocks_of, requests_of
+from graphmem.timeline.reserved import blocks_of
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -104,14 +104,14 @@ def _history(trace: Trace, found: Simulation, stacks: _Stacks) -> list[dict[str,
     segments = iter([*found.segment_events, None])
     segment = next(segments)
     address: dict[int, int] = {}
-    for index, request in enumerate(requests_of(trace)):
+    for index, request in enumerate(trace.requests):
         while segment is not None and segment[0] == index:
             action, where, size, _ = segment[1]
             add(action, where, size, [])
             segment = next(segments)
         died = found.out_of_memory
         if died is not None and died.request == index:
-            free = max((trace.device.memory or 0) - died.reserved - (trace.device.context or (0, 0, 0))[1], 0)
+            free = max((trace.device.memory or 0) - died.reserved - trace.device.context_size, 0)
             add("oom", free, round_size(request.nbytes, found.conf), stacks.of_block(request.block), "device_free")
             break
         if request.action == "alloc":

@@ -23,13 +23,11 @@ def simulated(trace: Trace, conf: AllocConf, total: int | None = None, context: 
     Raises:
         GraphmemError: not even what is there before the step fits.
     """
-    requests = requests_of(trace)
-    found = simulate(requests, CachingAllocator(conf, DeviceMemory(total, context)))
+    found = simulate(trace.requests, CachingAllocator(conf, DeviceMemory(total, context)))
     died = found.out_of_memory
-    started = moved_in(requests, trace)
-    if died is not None and died.request < started:
+    if died is not None and died.request < (started := moved_in(trace)):
         assert total is not None
-        needed = simulate(requests[:started], CachingAllocator(conf)).peak_reserved
+        needed = simulate(trace.requests[:started], CachingAllocator(conf)).peak_reserved
         beside = f" beside a CUDA context of {format_bytes(context)}" if context else ""
         raise GraphmemError(
             f"{format_bytes(total)} do not hold the model itself: parameters, buffers and inputs are {format_bytes(trace.start)}, "
@@ -71,12 +69,12 @@ def requests_of(trace: Trace) -> list[Request]:
     return found
 
 
-def moved_in(requests: Sequence[Request], trace: Trace) -> int:
+def moved_in(trace: Trace) -> int:
     """How many of the first requests belong to what is there before the step."""
     later = sum(event.op is not None for event in trace.events)
     flat = {block for weights in _flattened(trace).values() for block in weights}
     later -= sum(event.op is not None and not event.alloc and event.block in flat for event in trace.events)
-    return sum(request.action != "empty_cache" for request in requests) - later
+    return sum(request.action != "empty_cache" for request in trace.requests) - later
 
 
 def blocks_of(trace: Trace) -> tuple[Block, ...]:

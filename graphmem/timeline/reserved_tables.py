@@ -10,7 +10,7 @@ from graphmem.report import Column, Figure, Row, Table
 from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
 from graphmem.timeline.allocator.out_of_memory import explained
 from graphmem.timeline.allocator.simulate import OutOfMemory, Simulation
-from graphmem.timeline.reserved import blocks_of, requests_of, simulated
+from graphmem.timeline.reserved import blocks_of, simulated
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -45,7 +45,7 @@ def figures(trace: Trace, found: Simulation) -> Iterator[Figure]:
         )  # fmt: skip
     memory = trace.device.memory
     if memory is not None and not until:
-        left = memory - peak - context_of(trace)
+        left = memory - peak - trace.device.context_size
         yield Figure("headroom", "Left on the GPU", left, "bytes", "calibrated", "its memory − reserved − CUDA context")
 
 
@@ -120,7 +120,7 @@ def _row(setting: str, tried: Simulation, given: Simulation) -> Row:
 
 def death(trace: Trace, died: OutOfMemory) -> Iterator[Figure]:
     """Where the step runs out of memory, and what it would take."""
-    request = requests_of(trace)[died.request]
+    request = trace.requests[died.request]
     block = blocks_of(trace)[request.block]
     op = trace.ops[block.op] if block.op is not None else None
     where = ", ".join(part for part in (op.phase, op.module, op.name, op.line) if part) if op is not None else "start"
@@ -134,9 +134,4 @@ def death(trace: Trace, died: OutOfMemory) -> Iterator[Figure]:
 def message(trace: Trace, died: OutOfMemory, conf: AllocConf) -> str:
     """PyTorch's words for it."""
     assert trace.device.memory is not None
-    return explained(died, trace.device.memory, context_of(trace), conf, trace.device.torch)
-
-
-def context_of(trace: Trace) -> int:
-    """The CUDA context's median size on the traced GPU, bytes; 0 where the GPU is not known."""
-    return trace.device.context[1] if trace.device.context is not None else 0
+    return explained(died, trace.device.memory, trace.device.context_size, conf, trace.device.torch)

@@ -10,7 +10,7 @@ from graphmem.errors import GraphmemError
 from graphmem.report import Cell, Column, Figure, Report, Row, Section, Table, sum_row
 from graphmem.timeline import reserved_tables
 from graphmem.timeline.events import KINDS, Block, rounded
-from graphmem.timeline.reserved import moved_in, requests_of
+from graphmem.timeline.reserved import moved_in
 from graphmem.units import format_bytes
 
 if TYPE_CHECKING:
@@ -230,10 +230,9 @@ def _reserved_by_event(trace: Trace) -> list[int | None]:
     """Bytes reserved after each event; None on the CPU, and where the step has run out of memory by then."""
     if trace.device.type != "cuda":
         return [None] * len(trace.events)
-    requests = requests_of(trace)
     started = sum(event.op is None for event in trace.events)
-    moved = moved_in(requests, trace)
-    served = list(zip(requests, trace.simulation.reserved, strict=False))
+    moved = moved_in(trace)
+    served = list(zip(trace.requests, trace.simulation.reserved, strict=False))
     # Moving recurrent weights takes more requests than there are weights: the last of them stand for the start.
     reserved: list[int | None] = [after for _, after in served[moved - started : moved]]
     reserved += [after for request, after in served[moved:] if request.action != "empty_cache"]

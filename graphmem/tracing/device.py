@@ -28,6 +28,11 @@ class Device:
     context: tuple[int, int, int] | None = None
 
     @property
+    def context_size(self) -> int:
+        """The CUDA context's median in bytes; 0 where it is not known."""
+        return self.context[1] if self.context is not None else 0
+
+    @property
     def rounding(self) -> int:
         """Bytes that every allocation is rounded up to a multiple of."""
         return CUDA_ROUNDING if self.type == "cuda" else 1

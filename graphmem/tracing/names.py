@@ -27,6 +27,12 @@ def dtype_named(option: str, dtype: Any) -> str | None:
     return name
 
 
+def torch_release() -> tuple[int, int]:
+    """Of the PyTorch that is installed: ``(2, 13)``."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def optimizer_named(name: str) -> Any:
     """``"AdamW"`` → `torch.optim.AdamW`, by any spelling of its letters' case.
 

@@ -20,6 +20,7 @@ from graphmem.tracing.failure import StepError, operator_failed, step_failed
 from graphmem.tracing.known import KnownValues, tensors_in
 from graphmem.tracing.loop import Watch, every_tensor, run_steps
 from graphmem.tracing.modules import ModuleStack
+from graphmem.tracing.names import torch_release
 from graphmem.tracing.on_meta import map_tensors
 from graphmem.tracing.presented import Presented
 from graphmem.tracing.recorder import Recorder
@@ -133,8 +134,7 @@ def recording(recorder: Recorder, device: Device) -> Iterator[None]:
 
 def _import_dynamo() -> None:
     """Older releases import it when an optimizer is first made (torch/_compile.py), where our modes would see what it computes."""
-    major, minor = torch.__version__.split(".")[:2]
-    if (int(major), int(minor)) < (2, 9):
+    if torch_release() < (2, 9):
         importlib.import_module("torch._dynamo")
 
 
@@ -240,7 +240,7 @@ def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs, dev
         optimizer = workload.optimizer or torch.optim.AdamW
         said["optimizer"] = getattr(optimizer, "__name__", str(optimizer))
     said["mode"] = "training" if module.training else "eval"
-    said["inputs"] = ", ".join(f"{name} {_said(tensor)}" for name, tensor in inputs.named()) or "none"
+    said["inputs"] = ", ".join(f"{name} {described(tensor)}" for name, tensor in inputs.named()) or "none"
     dtypes = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters())
     said["weights"] = ", ".join(dtypes) or "none"
     said["autocast"] = workload.autocast or "off"
@@ -256,7 +256,8 @@ def settings_of(workload: Workload, module: torch.nn.Module, inputs: Inputs, dev
     return said
 
 
-def _said(tensor: torch.Tensor) -> str:
+def described(tensor: torch.Tensor) -> str:
+    """As ``--input`` writes it: ``int64[1,2048]``."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}".replace(" ", "")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from graphmem.report import Report
     from graphmem.timeline.allocator.conf import AllocConf
-    from graphmem.timeline.allocator.simulate import Simulation
+    from graphmem.timeline.allocator.simulate import Request, Simulation
     from graphmem.timeline.summary import By
 
 
@@ -93,8 +93,14 @@ class Trace:
             raise GraphmemError(f"simulate is about CUDA's caching allocator; this was traced for {self.device.name}")
         text = self.alloc_conf if conf is None else conf
         parsed = text if isinstance(text, AllocConf) else alloc_conf(text)
-        context = self.device.context[1] if self.device.context is not None else 0
-        return simulated(self, parsed, self.device.memory, context)
+        return simulated(self, parsed, self.device.memory, self.device.context_size)
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """The events as CUDA's allocator sees them; see `timeline.reserved`."""
+        from graphmem.timeline.reserved import requests_of
+
+        return requests_of(self)
 
     @cached_property
     def simulation(self) -> Simulation:
