@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphmem.api import measure as measure
     from graphmem.api import show as show
     from graphmem.api import trace as trace
+    from graphmem.api import train as train
     from graphmem.errors import GraphmemError as GraphmemError
     from graphmem.report import Figure as Figure
     from graphmem.report import Report as Report
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from graphmem.tracing.rules import Scratch as Scratch
     from graphmem.tracing.rules import rule as rule
     from graphmem.tracing.trace import Trace as Trace
+    from graphmem.training.run import TrainingRun as TrainingRun
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ _HOMES = {
     "measure": "graphmem.api",
     "show": "graphmem.api",
     "trace": "graphmem.api",
+    "train": "graphmem.api",
     "GraphmemError": "graphmem.errors",
     "Figure": "graphmem.report",
     "Report": "graphmem.report",
@@ -43,11 +46,12 @@ _HOMES = {
     "rule": "graphmem.tracing.rules",
     "Scratch": "graphmem.tracing.rules",
     "Trace": "graphmem.tracing.trace",
+    "TrainingRun": "graphmem.training.run",
 }
 
 __all__ = [
-    "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "__version__", "fit_formula", "inspect",
-    "load_trace", "measure", "rule", "show", "trace",
+    "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "inspect",
+    "load_trace", "measure", "rule", "show", "trace", "train",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphmem.measuring.measurement import Measurement
     from graphmem.tracing.device import Device
     from graphmem.tracing.trace import Trace
+    from graphmem.training.run import TrainingRun
 
 
 def inspect(
@@ -130,6 +131,104 @@ def trace(
     return trace_module(module, args, kwargs, workload, on, name)
 
 
+def train(
+    target: str | Path | torch.nn.Module,
+    *inputs: Any,
+    recipe: str | None = None,
+    optimizer: Callable[[Any], Any] | str | None = None,
+    optimizer_in_backward: bool = False,
+    accumulation: int = 1,
+    set_to_none: bool = True,
+    clip_norm: float | None = None,
+    flat_buffers: bool = False,
+    checkpointing: str | None = None,
+    save: Sequence[str] = (),
+    offload: bool = False,
+    adapter: str | None = None,
+    rank: int | None = None,
+    alpha: int | None = None,
+    target_modules: str | Sequence[str] | None = None,
+    adapter_dropout: float | None = None,
+    rslora: bool = False,
+    virtual_tokens: int | None = None,
+    load_in: str | None = None,
+    loss: Callable[[Any], torch.Tensor] | str = "full",
+    compile: bool = False,
+    steps: int = 2,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    packed: bool = False,
+    attention: Attention | None = None,
+    routing: Routing = "balanced",
+    device: str | Device | None = None,
+    gpu: str | None = None,
+    memory: int | str | None = None,
+    alloc_conf: str = "",
+    fold: bool = True,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> TrainingRun:
+    """Whether a training run fits, where its memory goes, and what would change it.
+
+    A step of the model's own code is traced with the real optimizer, adapters and checkpointing, as in `trace`. The module that is given
+    is not changed.
+
+    Args:
+        target, inputs: as in `trace`.
+        recipe: a key of `graphmem.training.recipes.RECIPES` (``"bf16"``, ``"amp-bf16"``, ``"mixed"``); by default weights are as they are.
+        optimizer: a name with options (``"SGD(momentum=0.9)"``, ``"bitsandbytes.PagedAdamW8bit"``, ``"adamw_torch_fused"``), a class of
+            `torch.optim`, or any callable on the parameters; by default AdamW.
+        optimizer_in_backward: each parameter is updated, and its gradient dropped, as soon as it is there.
+        accumulation: micro-batches before each optimizer step.
+        set_to_none: of ``zero_grad``.
+        clip_norm: the largest norm of all gradients, by ``torch.nn.utils.clip_grad_norm_``.
+        flat_buffers: fp32 gradients and master weights of the mixed recipes in one buffer each.
+        checkpointing: ``"model"``, ``"layers"``, ``"every-4"``, ``"sqrt"`` or ``"selective"``, which keeps the results of ``save`` (``"aten.mm"``).
+        offload: saved activations lie in host memory.
+        adapter: by peft: ``"lora"``, ``"dora"``, ``"ia3"``, ``"prompt"``, ``"prefix"``, ``"p-tuning"``; with rank, alpha, target_modules (names, or
+            ``"all-linear"``), adapter_dropout, rslora, virtual_tokens.
+        load_in: frozen weights quantized: ``"nf4"``, ``"nf4-double"``, ``"int8"``.
+        loss: ``loss(output) -> scalar``, or, of a language model, ``"full"``, ``"chunked"`` or ``"fused"``.
+        compile: what AOTAutograd's partitioner saves, as under `torch.compile`.
+        steps: how many steps in a row; the first creates optimizer states.
+        packed: the batch's sequences in one row, each with positions from 0.
+        batch_size, seq_len, attention, routing, device, gpu, memory, alloc_conf, fold, trust_remote_code, revision, token, offline: as in `trace`.
+
+    Returns:
+        A TrainingRun: ``run.peak``, ``run.reserved``, ``run.margin`` (bytes), ``run.fits``, ``run.trace``, ``run.report()``.
+
+    Raises:
+        GraphmemError: with one line that says what is wrong, where, and what to do next.
+    """
+    from graphmem.tracing.targets import Choices, require_torch
+
+    require_torch()
+    from graphmem.tracing.device import traced_for
+    from graphmem.training.adapters import adapter_of
+    from graphmem.training.optimizers import optimizer_named
+    from graphmem.training.run import Job, trained
+    from graphmem.training.settings import Training
+
+    parse_alloc_conf(alloc_conf)
+    on = traced_for(device, gpu, memory)
+    if isinstance(optimizer, str):
+        optimizer_named(optimizer, on.type)  # what cannot be is said before the work begins
+    head, function = (loss, None) if isinstance(loss, str) else ("full", loss)
+    training = Training(
+        recipe=recipe, optimizer=optimizer, optimizer_in_backward=optimizer_in_backward, accumulation=accumulation, set_to_none=set_to_none,
+        clip_norm=clip_norm, flat_buffers=flat_buffers, checkpointing=checkpointing, save=tuple(save), offload=offload,
+        adapter=adapter_of(
+            adapter, rank=rank, alpha=alpha, target_modules=target_modules, dropout=adapter_dropout, rslora=rslora or None,
+            virtual_tokens=virtual_tokens,
+        ), load_in=load_in, loss_head=head, compile=compile, steps=steps,
+    )  # fmt: skip
+    base = Workload(step="train", loss=function, routing=routing, attention=attention, alloc_conf=alloc_conf, fold=fold)
+    choices = Choices(batch_size, seq_len, None, trust_remote_code, Access(revision, token, offline), packed)
+    return trained(Job(target, inputs, training, choices, base, on))
+
+
 def measure(
     target: str | Path | torch.nn.Module, *inputs: Any, device: str | None = None, alloc_conf: str = "", **choices: Any
 ) -> Measurement:
@@ -167,15 +266,17 @@ def _resolved(
     offline: bool = False,
 ) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any], str, Workload]:  # fmt: skip
     """What `trace` and `measure` were called with, as a module, its arguments, a name and a Workload."""
-    from graphmem.tracing.names import dtype_named, optimizer_named
+    from graphmem.tracing.names import dtype_named
     from graphmem.tracing.targets import Choices, resolve
+    from graphmem.training.optimizers import optimizer_named
 
     chosen = optimizer_named(optimizer) if isinstance(optimizer, str) else optimizer
     if chosen is not None and not callable(chosen):
         raise GraphmemError("optimizer is an object; give its class, or lambda parameters: SGD(parameters, lr=0.1)")
     workload = Workload(
-        step, grad, dtype_named("autocast", autocast), loss, chosen, steps, routing, attention, alloc_conf, fold
-    )
+        step=step, grad=grad, autocast=dtype_named("autocast", autocast), loss=loss, optimizer=chosen, steps=steps, routing=routing,
+        attention=attention, alloc_conf=alloc_conf, fold=fold,
+    )  # fmt: skip
     choices = Choices(
         batch_size, seq_len, dtype_named("dtype", dtype), trust_remote_code, Access(revision, token, offline)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GraphmemError(Exception):
     """Base of every error graphmem raises on purpose. The CLI prints it in one line and exits with ``exit_code``."""
@@ -35,3 +38,12 @@ class MissingExtraError(GraphmemError):
     def __init__(self, why: str, extra: str) -> None:
         super().__init__(f"{why}; run: pip install 'graphmem[{extra}]'")
         self.extra = extra
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to type instead of a name that is not known: the likeliest ones, then all: ``did you mean 'bf16'? There are bf16, fp16``."""
+    names = list(known)
+    by_letters = {other.lower(): other for other in names}
+    close = [by_letters[found] for found in difflib.get_close_matches(name.lower(), by_letters, 3, 0.5)]
+    meant = f"did you mean {' or '.join(repr(other) for other in close)}? " if close else ""
+    return f"{meant}There are {', '.join(names)}"

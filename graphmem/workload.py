@@ -28,6 +28,18 @@ class Workload:
     optimizer: Callable[[Any], Any] | None = None
     #: Steps in a row: the first creates optimizer state, the second is the steady state.
     steps: int = 1
+    #: Forward and backward passes before each optimizer step.
+    accumulation: int = 1
+    #: ``zero_grad(set_to_none=…)``: whether gradients are dropped after a step, or kept and filled with zeros.
+    set_to_none: bool = True
+    #: The largest norm of all gradients, for ``torch.nn.utils.clip_grad_norm_``; None: they are not clipped.
+    clip_norm: float | None = None
+    #: ``torch.amp.GradScaler`` around backward and the optimizer step.
+    scaler: bool = False
+    #: Whether the loop keeps the model's output in a variable during backward; transformers' Trainer does not.
+    hold_output: bool = True
+    #: Activations that autograd saves lie in host memory until backward needs them.
+    offload: bool = False
     #: How a router's choice of experts is taken to fall.
     routing: Routing = "balanced"
     #: None: as the model has it.
@@ -45,8 +57,11 @@ class Workload:
         ):
             if value not in allowed:
                 raise GraphmemError(f"{name} {value!r}: use {', '.join(repr(choice) for choice in allowed if choice)}")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise GraphmemError(f"steps {self.steps!r}: must be 1 or more")
+        for name, count in (("steps", self.steps), ("accumulation", self.accumulation)):
+            if not isinstance(count, int) or count < 1:
+                raise GraphmemError(f"{name} {count!r}: must be 1 or more")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise GraphmemError(f"clip_norm {self.clip_norm!r}: must be more than 0")
 
     @property
     def trains(self) -> bool:

@@ -54,6 +54,43 @@ allocator_options: Callable[[_Command], _Command] = _all(
 )  # fmt: skip
 
 
+#: recipe, optimizer, optimizer_in_backward, accumulation, set_to_none, clip_norm, flat_buffers, checkpointing, save, offload, loss, compile,
+#: steps, batch_size, seq_len, packed, inputs, attention, routing, trust_remote_code
+training_options: Callable[[_Command], _Command] = _all(
+    click.option("--batch-size", type=click.IntRange(min=1), help="Sequences of a micro-batch, for a model id.  [default: 1]"),
+    click.option("--seq-len", type=click.IntRange(min=1), help="Tokens, for a model id.  [default: 1024, or what the model takes]"),
+    click.option("--packing", "packed", is_flag=True, help="The batch's sequences in one row, each with positions from 0."),
+    click.option("--input", "inputs", multiple=True, metavar="TEXT", help='For package.module:factory: "int64[1,2048]", or "mask=bool[1,2048]".'),
+    click.option("--recipe", metavar="NAME", help="Precision: fp32, amp-bf16, amp-fp16, mixed, mixed-fp16, mixed-fp32-grads, bf16-fp32-states, bf16, fp16, bf16-adam8bit, fp8-torchao, fp8-te.  [default: weights as stored]"),
+    click.option("--optimizer", metavar="NAME", help='A class of torch.optim with options, "SGD(momentum=0.9)"; bitsandbytes.AdamW8bit, GaLoreAdamW, …; or the Trainer\'s name, adamw_torch_fused.  [default: AdamW]'),
+    click.option("--optimizer-in-backward", is_flag=True, help="Each parameter is updated as soon as its gradient is there."),
+    click.option("--accumulation", type=click.IntRange(min=1), default=1, show_default=True, help="Micro-batches before each optimizer step."),
+    click.option("--zero-gradients", "set_to_none", flag_value=False, default=True, help="zero_grad(set_to_none=False): gradients are kept and zeroed."),
+    click.option("--clip-norm", type=float, metavar="NORM", help="Clip the norm of all gradients."),
+    click.option("--flat-buffers", is_flag=True, help="fp32 gradients and master weights in one buffer each (mixed recipes)."),
+    click.option("--checkpointing", metavar="WAY", help="model (its own), layers, every-K, sqrt, selective."),
+    click.option("--save", multiple=True, metavar="OPERATOR", help="What selective checkpointing keeps: aten.mm.  [default: products and attention]"),
+    click.option("--offload", is_flag=True, help="Saved activations in host memory."),
+    click.option("--loss", type=click.Choice(["full", "chunked", "fused"]), default="full", show_default=True, help="Of a language model: all logits, or linear layer and cross-entropy in chunks (PyTorch's, or Liger's kernel)."),
+    click.option("--compile", is_flag=True, help="torch.compile: what AOTAutograd's partitioner saves; see the documentation for what is not modelled."),
+    click.option("--attention", type=click.Choice(["eager", "sdpa", "flash"]), help="For a model of transformers.  [default: the model's]"),
+    click.option("--routing", type=click.Choice(["balanced", "worst"]), default="balanced", show_default=True, help="How tokens fall on experts."),
+    click.option("--steps", type=click.IntRange(1, 100), default=2, show_default=True, help="Steps in a row; the first one creates optimizer state."),
+    click.option("--trust-remote-code", is_flag=True, help="Run the Python code in the model's repository."),
+)  # fmt: skip
+
+#: adapter, rank, alpha, target_modules, adapter_dropout, rslora, virtual_tokens, load_in
+adapter_options: Callable[[_Command], _Command] = _all(
+    click.option("--adapter", metavar="METHOD", help="By peft: lora, dora, ia3, prompt, prefix, p-tuning. All else is frozen."),
+    click.option("--rank", type=int, help="Of lora and dora.  [default: 8]"),
+    click.option("--alpha", type=int, help="Of lora and dora.  [default: the rank]"),
+    click.option("--target-modules", metavar="NAMES", help="q_proj,v_proj or all-linear.  [default: peft's for the model]"),
+    click.option("--adapter-dropout", type=float, help="Of lora and dora.  [default: 0]"),
+    click.option("--rslora", is_flag=True, help="Rank-stabilized scaling."),
+    click.option("--virtual-tokens", type=int, help="Of prompt, prefix and p-tuning.  [default: 20]"),
+    click.option("--load-in", metavar="SCHEME", help="Frozen weights quantized as bitsandbytes stores them: nf4, nf4-double, int8 (with --adapter)."),
+)  # fmt: skip
+
 #: What the step is: train, batch_size, seq_len, inputs, dtype, autocast, no_grad, optimizer, steps, attention, routing, trust_remote_code
 #: and the source options.
 workload_options: Callable[[_Command], _Command] = _all(

@@ -10,7 +10,7 @@ from graphmem.inspection.model import Model
 from graphmem.parameters.loading import NAIVE, Linears, load_with
 from graphmem.parameters.schemes import SCHEMES
 from graphmem.report import Column, Figure, Row, Table, sum_row
-from graphmem.training.recipes import RECIPES
+from graphmem.training.recipes import DIFFERENT_IN_BYTES, RECIPES
 from graphmem.units import format_bytes, format_count
 
 
@@ -178,13 +178,14 @@ def training_table(models: Sequence[Model], frozen: Sequence[Model] = ()) -> Tab
     every = trained == count or any(m.is_quantized for m in models)  # a packed checkpoint is unpacked to be trained
     trained = count if every else trained
     rows: list[Row] = []
-    for r in RECIPES:
+    recipes = [recipe for recipe in RECIPES if recipe.key in DIFFERENT_IN_BYTES]
+    for r in recipes:
         weights = r.weights * (count + held) + as_stored
         gradients, states = r.gradients * trained, (r.master + r.moments) * trained
         rows.append((r.title, r.total, weights, gradients, states, weights + gradients + states))
     explain = tuple(
         f"{r.title}: {r.weights} + {r.gradients} + {r.master + r.moments} = {r.total} bytes a parameter; {r.source}"
-        for r in RECIPES
+        for r in recipes
     )
     what = "every parameter" if every and not frozen else f"{format_count(trained)} parameters"
     rest = ", the rest frozen" if frozen or not every else ""

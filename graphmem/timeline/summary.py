@@ -23,7 +23,7 @@ TOP = 15
 
 def report(trace: Trace, by: By | None = None, top: int | None = None, events: bool = False) -> Report:
     """What ``graphmem trace`` prints; ``events`` adds the table of every allocation and release."""
-    tables = [_peak_by_kind(trace), _peak_by_layer(trace, top or TOP), _phases(trace)]
+    tables = [peak_by_kind(trace), peak_by_layer(trace, top or TOP), _phases(trace)]
     figures, warnings = list(_figures(trace)), []
     if trace.device.type == "cuda":
         found = trace.simulation
@@ -115,7 +115,8 @@ def _summed(trace: Trace, blocks: Iterable[Block], key: Callable[[Block], str]) 
     return [(name, nbytes, nbytes / whole) for name, nbytes in sorted(totals.items(), key=lambda item: -item[1])]
 
 
-def _peak_by_kind(trace: Trace) -> Table:
+def peak_by_kind(trace: Trace) -> Table:
+    """The blocks alive at the peak, summed by what they are."""
     rows = _summed(trace, trace.alive_at_peak(), lambda block: block.kind)
     order = {kind: position for position, kind in enumerate(KINDS)}
     rows.sort(key=lambda row: order[row[0]])  # type: ignore[index]
@@ -132,7 +133,8 @@ def layer_of(module: str) -> str:
     return module or "(model, loss, inputs)"
 
 
-def _peak_by_layer(trace: Trace, top: int) -> Table:
+def peak_by_layer(trace: Trace, top: int) -> Table:
+    """The same by the layer they belong to; the ``top`` largest."""
     rows = _summed(trace, trace.alive_at_peak(), lambda block: layer_of(block.module))
     columns = (Column("layer", "Layer"), *_SUMS)
     return Table("peak_layers", "Alive at the peak, by layer", columns, *_cut(columns, rows, top))

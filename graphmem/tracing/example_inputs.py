@@ -59,6 +59,20 @@ def token_ids(batch: int, length: int, vocabulary: int) -> torch.Tensor:
     return torch.where(ids < min(_FIRST_ID, below - 1), below - 1, ids)
 
 
+def packed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch's sequences behind each other in one row, each with positions from 0, which is how models tell where one begins.
+
+    Raises:
+        GraphmemError: the model reads something else than one text.
+    """
+    ids = inputs["input_ids"] if set(inputs) <= {"input_ids", "labels"} else None
+    if ids is None:
+        raise GraphmemError(f"packing: is for models that read one text; this one is called with {', '.join(inputs)}")
+    count, length = ids.shape
+    positions = torch.arange(length, device="cpu").repeat(count).reshape(1, -1)
+    return {**{name: tensor.reshape(1, -1) for name, tensor in inputs.items()}, "position_ids": positions}
+
+
 def _vocabulary(config: Any) -> int:
     return int(getattr(config.get_text_config(decoder=True), "vocab_size", None) or _IDS)
 

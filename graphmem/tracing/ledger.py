@@ -145,6 +145,13 @@ class Ledger:
         if draft is not None and draft.kind == "temporary":
             draft.kind = kind
 
+    def mark_alive(self, kind: Kind) -> None:
+        """`mark_temporary` for everything that is alive: what outlives forward is there for backward, whoever holds it (checkpointing
+        keeps its inputs in a closure, and a function of one's own may keep anything)."""
+        for held in self._held.values():
+            if held.block is not None and self.blocks[held.block].kind == "temporary":
+                self.blocks[held.block].kind = kind
+
     def _draft_of(self, tensor: torch.Tensor) -> BlockDraft | None:
         held = self._held.get(tensor.untyped_storage()._cdata) if tensor.device.type == "meta" else None
         return self.blocks[held.block] if held is not None and held.block is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from graphmem.errors import GraphmemError
 from graphmem.timeline.events import Phase
+from graphmem.tracing.offload import offloaded
 from graphmem.tracing.on_meta import map_tensors
 from graphmem.workload import Workload
 
@@ -54,36 +56,92 @@ def run_steps(
         if not parameters:
             raise GraphmemError("no parameter of the module requires a gradient, so there is nothing to train")
         watch.enter("optimizer")
-        optimizer = (workload.optimizer or torch.optim.AdamW)(parameters)
-    output = loss = None
-    for step in range(workload.steps):
-        watch.begin(step)
-        if optimizer is not None and hasattr(optimizer, "zero_grad"):
-            watch.enter("optimizer")
-            optimizer.zero_grad()
+        make: Any = workload.optimizer or torch.optim.AdamW
+        # Some tell matrices of hidden layers from embeddings, which parameters alone do not say.
+        optimizer = make.of_module(parameters, module) if hasattr(make, "of_module") else make(parameters)
+    scaler = torch.amp.GradScaler(watch.device) if workload.trains and workload.scaler else None
+    accumulate = workload.accumulation if workload.trains else 1
+
+    def pass_over() -> tuple[Any, Any]:
+        """Forward, loss and backward of one micro-batch."""
         watch.enter("forward")
-        with _precision(workload, watch.device), torch.set_grad_enabled(workload.trains or workload.grad):
-            output = module(*args, **kwargs)
+        with _saved(workload), _precision(workload, watch.device), torch.set_grad_enabled(workload.trains or workload.grad):
+            output, loss = module(*args, **kwargs), None
             if workload.trains:
                 watch.enter("loss")
                 loss = (workload.loss or partial(default_loss, assume=watch.assume))(output)
+                if accumulate > 1 and isinstance(loss, torch.Tensor):
+                    loss = loss / accumulate
         watch.forward_over(output, loss)
         if not workload.trains:
-            continue
+            return output, None
         if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
             raise GraphmemError("the loss depends on no parameter that requires a gradient; pass loss=")
+        output = output if workload.hold_output else None
         watch.enter("backward")
-        loss.backward()
-        watch.enter("optimizer")
-        optimizer.step()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return output, loss
+
+    output = loss = None
+    for step in range(workload.steps):
+        watch.begin(step)
+        if optimizer is None:
+            output, loss = pass_over()
+            continue
+        if not _needs_closure(optimizer):
+            _zero_grad(optimizer, workload, watch)
+            for _ in range(accumulate):
+                output, loss = pass_over()
+            watch.enter("optimizer")
+            _update(optimizer, scaler, parameters, workload)
+        else:
+
+            def closure() -> Any:
+                _zero_grad(optimizer, workload, watch)
+                found = pass_over()[1]
+                watch.enter("optimizer")
+                return found
+
+            watch.enter("optimizer")
+            loss = optimizer.step(closure)
         watch.updated(optimizer)
     watch.over((output, loss, optimizer))
+
+
+def _zero_grad(optimizer: Any, workload: Workload, watch: Watch) -> None:
+    if hasattr(optimizer, "zero_grad"):
+        watch.enter("optimizer")
+        optimizer.zero_grad() if workload.set_to_none else optimizer.zero_grad(set_to_none=False)
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    """Whether the optimizer evaluates the model itself, as `torch.optim.LBFGS` does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _update(optimizer: Any, scaler: Any, parameters: list[torch.nn.Parameter], workload: Workload) -> None:
+    """Clip and step, as PyTorch's AMP examples have it."""
+    if workload.clip_norm is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        clip = getattr(optimizer, "clip_grad_norm_", None) or partial(torch.nn.utils.clip_grad_norm_, parameters)
+        clip(workload.clip_norm)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
 
 
 def _precision(workload: Workload, device: str) -> Any:
     if workload.autocast is None:
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=getattr(torch, workload.autocast))
+
+
+def _saved(workload: Workload) -> Any:
+    return offloaded() if workload.offload and workload.trains else contextlib.nullcontext()
 
 
 def default_loss(output: Any, assume: Callable[[str], None]) -> torch.Tensor:

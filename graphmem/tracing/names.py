@@ -1,4 +1,4 @@
-"""Names that people write for torch's dtypes and optimizers."""
+"""Names that people write for torch's dtypes, and its release."""
 
 from __future__ import annotations
 
@@ -32,20 +32,3 @@ def torch_release() -> tuple[int, int]:
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 
-
-def optimizer_named(name: str) -> Any:
-    """``"AdamW"`` → `torch.optim.AdamW`, by any spelling of its letters' case.
-
-    Raises:
-        GraphmemError: torch.optim has no such class, or it cannot be stepped like the others.
-    """
-    unlike = {"LBFGS": "needs a closure", "SparseAdam": "needs sparse gradients"}
-    classes = {
-        key.lower(): value
-        for key, value in vars(torch.optim).items()
-        if isinstance(value, type) and key not in ("Optimizer", *unlike)
-    }
-    if name.lower() not in classes:
-        known = ", ".join(sorted(value.__name__ for value in classes.values()))
-        raise GraphmemError(f"optimizer {name}: torch.optim has {known}")
-    return classes[name.lower()]

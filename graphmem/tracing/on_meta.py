@@ -68,6 +68,15 @@ def module_on_meta(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[int, 
     return copy.deepcopy(module, memo), data
 
 
+def light_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that may be changed: floating-point tensors on meta, with ties kept; integer ones are the module's own, with their data."""
+    twins = Twins()
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers(), *plain_tensors(module)]:
+        memo[id(tensor)] = twins.of(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor
+    return copy.deepcopy(module, memo)
+
+
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same nesting of lists, tuples and dicts with every tensor changed."""
     if isinstance(value, torch.Tensor):

@@ -35,7 +35,9 @@ class Operator:
         self.name = str(func)
         self.mutates: bool = schema.is_mutable
         self.view = not self.mutates and any(value.alias_info is not None for value in schema.returns)
-        self.takes_lists = any("List" in str(argument.type) for argument in schema.arguments)
+        self.takes_lists = any(
+            "List" in str(argument.type) and "Tensor" in str(argument.type) for argument in schema.arguments
+        )
         self.shape_only = func in SHAPE_ONLY
         #: Made of other operators, which is seen only under ``torch.inference_mode``: elsewhere autograd takes it apart first.
         keys = torch._C.DispatchKey

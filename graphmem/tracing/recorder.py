@@ -50,6 +50,7 @@ class Recorder(TorchDispatchMode):
         self._sequence = -1
         self._lines = SourceLines()
         self._routing = routing
+        self._read_by_optimizer = 0
         #: Values of the forward operation that is being differentiated: its saved tensors are among them.
         self._near: Sequence[int] = ()
         #: The operation that raised last, and its exception: whoever catches that one may say where it was.
@@ -154,6 +155,8 @@ class Recorder(TorchDispatchMode):
             return ValueRef(self.ledger.value_of(value, self._near))
         if isinstance(value, list | tuple):
             return type(value)([self._argument(item) for item in value])
+        if isinstance(value, torch.UntypedStorage):
+            return "storage"  # of `Tensor.set_`: to keep it would keep its memory
         return value
 
     def _run(
@@ -167,7 +170,10 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         if operator.data is not None:
             described = OpCall(operator.name, args, kwargs, self.device, call.node)
-            result = operator.data.apply(described, Values(func, self.known, self.assume, self._routing))
+            read = None
+            if call.phase == "optimizer":
+                read, self._read_by_optimizer = self._read_by_optimizer, self._read_by_optimizer + 1
+            result = operator.data.apply(described, Values(func, self.known, self.assume, self._routing, read))
             if result is not NotImplemented:
                 return result
         follow = None

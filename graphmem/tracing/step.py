@@ -84,6 +84,8 @@ class _Recorded(Watch):
 
     def forward_over(self, output: Any, loss: Any) -> None:
         mark_kept(self._recorder, output, loss)
+        if loss is not None:
+            self._recorder.ledger.mark_alive("activation")
 
     def updated(self, optimizer: Any) -> None:
         mark_states(self._recorder, optimizer)
@@ -186,9 +188,12 @@ def mark_kept(recorder: Recorder, output: Any, loss: Any) -> None:
 def mark_states(recorder: Recorder, optimizer: Any) -> None:
     """What the optimizer keeps for each parameter."""
     with unrecorded():
-        for parameter, state in getattr(optimizer, "state", {}).items():
+        for owner, state in getattr(optimizer, "state", {}).items():
+            parameter = owner if isinstance(owner, torch.Tensor) else None
             for tensor in tensors_in(list(state.values()) if isinstance(state, dict) else state):
                 recorder.ledger.mark(tensor, "optimizer", parameter)
+        for tensor in getattr(optimizer, "gradients", ()):  # fp32 ones, beside those of 16-bit parameters
+            recorder.ledger.mark(tensor, "gradient")
 
 
 def cache_tensors(output: Any) -> list[torch.Tensor]:

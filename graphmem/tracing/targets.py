@@ -28,6 +28,8 @@ class Choices:
     dtype: str | None = None
     trust_remote_code: bool = False
     access: Access = field(default_factory=Access)
+    #: The batch's sequences lie behind each other in one row, each with positions from 0.
+    packed: bool = False
 
 
 def resolve(target: Any, inputs: tuple[Any, ...], workload: Workload, choices: Choices) -> Resolved:
@@ -74,7 +76,7 @@ def _refuse_model_choices(choices: Choices, workload: Workload, target: str) -> 
     """Nothing that is asked for is silently left undone."""
     asked = {
         "--batch-size": choices.batch_size is not None, "--seq-len": choices.seq_len is not None, "--dtype": choices.dtype is not None,
-        "--attention": workload.attention is not None, "--revision": choices.access.revision is not None,
+        "--attention": workload.attention is not None, "--packing": choices.packed, "--revision": choices.access.revision is not None,
     }  # fmt: skip
     if given := [name for name, is_given in asked.items() if is_given]:
         raise GraphmemError(
@@ -95,7 +97,7 @@ _MOST_TOKENS = 2**32
 def _pretrained(
     target: str, args: tuple[Any, ...], kwargs: dict[str, Any], workload: Workload, choices: Choices
 ) -> Resolved:
-    from graphmem.tracing.example_inputs import example_inputs
+    from graphmem.tracing.example_inputs import example_inputs, packed
     from graphmem.tracing.pretrained import is_quantized, model_of, remote_model
 
     batch = 1 if choices.batch_size is None else choices.batch_size
@@ -114,6 +116,8 @@ def _pretrained(
     model.train(workload.trains)
     if not args and not kwargs:
         kwargs = dict(example_inputs(model, batch, choices.seq_len, workload.trains))
+        if choices.packed:
+            kwargs = packed(kwargs)
         if (
             not workload.trains
             and "input_ids" in kwargs

@@ -20,6 +20,8 @@ class Values:
     assume: Callable[[str], None]
     #: ``balanced`` or ``worst``: what top-k choices among experts are taken to be.
     routing: str
+    #: How many floats the optimizer has read so far; None outside of one.
+    read_by_optimizer: int | None = None
 
     def real(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call's true result on the CPU where all its inputs are known, else None."""

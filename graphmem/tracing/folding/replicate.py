@@ -289,6 +289,8 @@ class _Replica:
         touched = {self._value_born[value].unit for value in refs_in((op.args, tuple(op.kwargs.values())))}
         if unit is None and {1, _TEMPLATE, _PROOF} <= touched and op.outputs:
             raise NotFoldableError(f"{op.name} joins all layers in one result")
+        if unit is None and _TEMPLATE in touched and not {1, _PROOF} & touched:
+            raise NotFoldableError(f"{op.name} works on unit {_TEMPLATE} from outside of it")
         return [(value, None) for value in op.outputs]
 
     def _spread_refs(self, refs: list[Any]) -> list[Any]:

@@ -20,9 +20,34 @@ def scalar(call: OpCall, values: Values) -> Any:
     if real is not None:
         return real
     dtype = call.args[0].dtype
+    if values.read_by_optimizer is not None and dtype.is_floating_point:
+        # L-BFGS stops where the loss it reads does not change.
+        values.assume("floats that the optimizer reads (a loss) are taken to fall from 1")
+        return 1.0 / (1 + values.read_by_optimizer)
     taken: Any = False if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
     values.assume(f"a {str(dtype).removeprefix('torch.')} that depends on float data is taken as {taken}")
     return taken
+
+
+@rule("data", "aten.gt.Scalar")
+def optimizer_goes_on(call: OpCall, values: Values) -> Any:
+    """L-BFGS takes a pair of vectors into its history where their product is above a small threshold, and goes on where its direction
+    falls by more than one below zero; a search that goes well does both."""
+    tensor = call.args[0]
+    if values.read_by_optimizer is None or tensor.dim() or not tensor.is_floating_point() or values.known.has(tensor):
+        return NotImplemented
+    result = values.func(*call.args, **call.kwargs)
+    values.assume("what the optimizer holds against a threshold is taken so that its search goes on")
+    values.known.learn(result, torch.tensor(call.args[1] > 0))
+    return result
+
+
+@rule("data", "aten._amp_foreach_non_finite_check_and_unscale_.default")
+def gradients_are_finite(call: OpCall, values: Values) -> Any:
+    """GradScaler skips the optimizer's step where a gradient overflowed."""
+    values.assume("gradients do not overflow, so that GradScaler never skips a step")
+    values.known.learn(call.args[1], torch.zeros(()))
+    return None
 
 
 @rule("data", "aten.nonzero.default")
