@@ -125,7 +125,7 @@ def test_a_model_id_says_what_was_traced(tmp_path: Path) -> None:
         (["openai-community/gpt2", "--offline", "--dtype", "int8"], "dtype int8: is no floating-point dtype of torch"),
         (
             ["openai-community/gpt2", "--offline", "--train", "--optimizer", "Magic"],
-            "optimizer Magic: torch.optim has ASGD, Adadelta",
+            "optimizer 'Magic': There are ASGD, Adadelta",
         ),
         (
             ["openai-community/gpt2", "--offline", "--optimizer", "SGD"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from graphmem.errors import GraphmemError
 from graphmem.timeline.allocator.conf import alloc_conf as parse_alloc_conf
 from graphmem.timeline.reserved import simulated
 from graphmem.tracing.device import Device
+from graphmem.tracing.loop import default_loss
 from graphmem.tracing.run import trace_module
 from graphmem.tracing.targets import Choices, resolve
 from graphmem.tracing.trace import Trace
@@ -133,7 +134,12 @@ def trained(job: Job) -> TrainingRun:
         raise GraphmemError(f"{name}: has no parameters, so there is nothing to train")
     model, said = prepared(module, training)
     workload = workload_of(training, base, job.device.type)
-    trace = trace_module(model, inputs_in(args, recipe), inputs_in(kwargs, recipe), workload, job.device, name)
+    given, named = inputs_in(args, recipe), inputs_in(kwargs, recipe)
+    traced_as = model
+    if training.compile:
+        traced_as, workload = _compiled(model, given, named, workload, job.device)
+        said.append("compiled: what is saved is AOTAutograd's choice; elementwise work is fused as inductor's main rules have it")
+    trace = trace_module(traced_as, given, named, workload, job.device, name)
     maker = workload.optimizer
     assert isinstance(maker, Maker)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -142,6 +148,22 @@ def trained(job: Job) -> TrainingRun:
         job, replace(trace, settings=_words(trace, training, job)), tuple(said), tuple(warnings), maker.basis,
         _paged(maker, trainable, model), _count(model), sum(parameter.numel() for parameter in trainable), _sizes(model, args, kwargs),
     )  # fmt: skip
+
+
+def _compiled(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], workload: Workload, device: Device
+) -> tuple[torch.nn.Module, Workload]:
+    """The model as compiled graphs that return the loss, and the workload for it."""
+    from graphmem.training.compiled import compiled
+
+    loss = workload.loss or partial(default_loss, assume=lambda what: None)
+    context = torch.autocast(device.type, dtype=getattr(torch, workload.autocast)) if workload.autocast else None
+
+    def of_output(output: Any) -> torch.Tensor:
+        return loss(output)
+
+    found = compiled(model, args, kwargs, of_output, device, context)
+    return found, replace(workload, loss=None, autocast=None, fold=False)
 
 
 def _paged(maker: Maker, trainable: list[torch.nn.Parameter], model: torch.nn.Module) -> int:

@@ -62,6 +62,9 @@ class Training:
             raise GraphmemError(f"recipe {recipe.key!r} is about {recipe.optimizer}; drop --optimizer, or use --recipe bf16")
         if recipe is not None and recipe.fp32_states and self.optimizer not in (None, "AdamW"):
             raise GraphmemError(f"recipe {recipe.key!r} is about AdamW; use --recipe bf16 with --optimizer {self.optimizer}")
+        for name, given in (("checkpointing", self.checkpointing), ("offload", self.offload), ("load-in", self.load_in)):
+            if self.compile and given:
+                raise GraphmemError(f"compile and {name} together are not modelled: drop one; compiled graphs choose themselves what they recompute")
         if self.steps < 1:
             raise GraphmemError(f"steps {self.steps}: must be 1 or more")
 
