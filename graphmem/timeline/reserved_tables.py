@@ -10,7 +10,7 @@ from graphmem.report import Column, Figure, Row, Table
 from graphmem.timeline.allocator.conf import AllocConf, alloc_conf
 from graphmem.timeline.allocator.out_of_memory import explained
 from graphmem.timeline.allocator.simulate import OutOfMemory, Simulation
-from graphmem.timeline.reserved import blocks_of, simulated
+from graphmem.timeline.reserved import blocks_of, moved_in, simulated
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -42,6 +42,12 @@ def figures(trace: Trace, found: Simulation) -> Iterator[Figure]:
         yield Figure(
             "driver", f"nvidia-smi{until}", peak + median, "bytes", "calibrated",
             f"reserved + CUDA context; the context is {low:,} to {high:,} bytes on this GPU",
+        )  # fmt: skip
+        loaded = found.reserved[moved_in(trace) - 1] if moved_in(trace) else 0
+        yield Figure(
+            "driver_loaded", "nvidia-smi once loaded", loaded + low, "bytes", "calibrated",
+            f"reserved for parameters, buffers and inputs, {loaded:,} bytes, and the smallest CUDA context measured, {low:,}: kernels are "
+            "loaded into it when they first run",
         )  # fmt: skip
     memory = trace.device.memory
     if memory is not None and not until:

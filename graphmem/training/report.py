@@ -66,7 +66,7 @@ def _figures(run: TrainingRun) -> Iterator[Figure]:
     yield Figure("model", "Model", trace.start, "bytes", "traced", "parameters, buffers and inputs")
     yield Figure("peak", "Peak allocated", trace.peak, "bytes", run.optimizer_basis, f"every block rounded up to {trace.device.rounding} B")
     if trace.device.type == "cuda":
-        yield from (figure for figure in reserved_tables.figures(trace, run.unlimited) if figure.key in ("reserved", "driver"))
+        yield from (figure for figure in reserved_tables.figures(trace, run.unlimited) if figure.key in ("reserved", "driver", "driver_loaded"))
     op = trace.peak_op
     if op is not None:
         where = ", ".join(part for part in (op.phase, op.module, op.name, op.line) if part)

@@ -1,4 +1,4 @@
-"""Truth 6: published figures of reserved and driver-level memory on one GPU, against trace → allocator."""
+"""Truth 6: published figures of allocated, reserved and driver-level memory on one GPU, against trace → allocator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PublishedRow:
     @property
     def predicted(self) -> int:
         """What the figure is held against."""
-        return self.reserved + self.context
+        return self.allocated if self.case.metric == "allocated" else self.reserved + self.context
 
     @property
     def error(self) -> float:

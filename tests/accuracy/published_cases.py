@@ -1,4 +1,4 @@
-"""One case for every published figure of reserved or driver-level memory, on one GPU, whose settings a trace can run.
+"""One case for every published figure of allocated, reserved or driver-level memory, on one GPU, whose settings a trace can run.
 
 Settings come from the row and its source, none from the figure. `NOT_COVERED` names every other such row, with the reason.
 """
@@ -15,7 +15,8 @@ import torch
 import graphmem
 from graphmem.tracing.device import Device
 from graphmem.tracing.trace import Trace
-from tests.accuracy.published_models import bert, klein, loaded
+from graphmem.training.optimizers import optimizer_named
+from tests.accuracy.published_models import bert, klein, litgpt, litgpt_nf4, litgpt_thunder, loaded
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -24,13 +25,13 @@ _MIB, _GIB = 2**20, 2**30
 class PublishedCase:
     """A figure and the trace of its settings.
 
-    `measured` is in bytes; ``driver`` includes the CUDA context, ``reserved`` is PyTorch's own. `gpu` and `torch` are as the
+    `measured` is in bytes; ``driver`` includes the CUDA context, ``reserved`` and ``allocated`` are PyTorch's own counters. `gpu` and `torch` are as the
     source says, empty if it does not. `trace(device)` runs the settings: two optimizer steps where the figure is a run's peak.
     """
 
     name: str
     source: str
-    metric: Literal["reserved", "driver"]
+    metric: Literal["allocated", "reserved", "driver"]
     measured: int
     gpu: str
     torch: str
@@ -64,7 +65,9 @@ def _bert(
     row: str, mib: int, batch: int, accumulate: int, optimizer: str, fp16: bool = False, checkpointing: bool = False
 ) -> PublishedCase:
     """A row of the guide: NVML's figure after 512 samples of 512 random tokens, labels 0 and 1, by transformers' Trainer."""
-    makes = {"AdamW": bert.TransformersAdamW, "Adafactor": bert.adafactor}[optimizer]
+    # bitsandbytes had blocks of 2,048 then.
+    eight_bit = optimizer_named("bitsandbytes.Adam8bit(block_size=2048)")
+    makes = {"AdamW": bert.TransformersAdamW, "Adafactor": bert.adafactor, "8-bit Adam": eight_bit}[optimizer]
     parts = [
         f"BERT-large classifier, {batch} × 512 tokens",
         f"accumulated over {accumulate}" if accumulate > 1 else "",
@@ -105,7 +108,55 @@ def _klein(row: str, measured: int, release: str, rank: int | None, file: str) -
     )  # fmt: skip
 
 
+_NAMES = {
+    litgpt.PHI: "phi-1.5", litgpt.STABLELM_3B: "StableLM-base-alpha-3B", litgpt.LLAMA_7B: "Llama-2-7B", litgpt.LLAMA_13B: "Llama-2-13B",
+}  # fmt: skip
+_LITGPT = "Lightning-AI/litgpt:tutorials/resource-tables.md@8641822"
+
+
+def _litgpt_trace(device: Device, shape: litgpt.Shape, batch: int, linear: Callable[..., Any]) -> Trace:
+    return graphmem.trace(
+        litgpt.finetuning(shape, linear), *litgpt.batch(batch, shape), step="train", loss=lambda output: output[0],
+        optimizer=torch.optim.AdamW, device=device,
+    )  # fmt: skip
+
+
+def _litgpt(row: str, gigabytes: float, shape: litgpt.Shape, batch: int = 1, stored: str = "bf16") -> PublishedCase:
+    """A row of lit-gpt's table: ``max_memory_allocated`` in 10^9 bytes of LoRA r=8 on q and v; the first batch is the longest."""
+    linear = {"bf16": litgpt.frozen, "nf4": litgpt_nf4.quantized(double=False), "nf4-dq": litgpt_nf4.quantized(double=True)}[stored]
+    return PublishedCase(
+        row, _LITGPT, "allocated", round(gigabytes * 1e9), "", "2.1",
+        f"{_NAMES[shape]}, LoRA r=8 on q and v, base {stored}, {batch} × {shape.longest} tokens, AdamW, bf16; confidence high",
+        partial(_litgpt_trace, shape=shape, batch=batch, linear=linear),
+    )  # fmt: skip
+
+
+def _thunder_trace(device: Device) -> Trace:
+    return graphmem.trace(
+        litgpt_thunder.pretraining(), litgpt_thunder.batch(), step="train", loss=lambda output: output[0],
+        optimizer=litgpt_thunder.Accumulated, steps=litgpt_thunder.STEPS, device=device,
+    )  # fmt: skip
+
+
 CASES: tuple[PublishedCase, ...] = (
+    _litgpt("T067", 4.82, litgpt.PHI),
+    _litgpt("T068", 3.78, litgpt.PHI, stored="nf4"),
+    _litgpt("T069", 3.72, litgpt.PHI, stored="nf4-dq"),
+    _litgpt("T073", 6.35, litgpt.STABLELM_3B, stored="nf4"),
+    _litgpt("T074", 6.19, litgpt.STABLELM_3B, stored="nf4-dq"),
+    _litgpt("T075", 12.10, litgpt.STABLELM_3B, 2),
+    _litgpt("T076", 16.92, litgpt.STABLELM_3B, 4),
+    _litgpt("T077", 21.30, litgpt.LLAMA_7B),
+    _litgpt("T078", 14.14, litgpt.LLAMA_7B, stored="nf4"),
+    _litgpt("T079", 13.84, litgpt.LLAMA_7B, stored="nf4-dq"),
+    _litgpt("T080", 29.07, litgpt.LLAMA_7B, 2),
+    _litgpt("T081", 38.12, litgpt.LLAMA_13B),
+    _litgpt("T082", 23.14, litgpt.LLAMA_13B, stored="nf4"),
+    _litgpt("T083", 22.55, litgpt.LLAMA_13B, stored="nf4-dq"),
+    PublishedCase(
+        "T117", "Lightning-AI/litgpt:extensions/thunder/README.md", "allocated", round(29.84e9), "", "2.4",
+        "TinyLlama-1.1B from scratch, 4 × 2,048 tokens, pure bf16, fused AdamW, gradients accumulated; confidence high", _thunder_trace,
+    ),
     _loaded(
         "W051", _GUIDE, 1288 * _MIB, "V100 16GB", "BERT-large classifier on the device in fp32, NVML's rise over the context; "
         "confidence high", bert.classifier,
@@ -126,6 +177,7 @@ CASES: tuple[PublishedCase, ...] = (
     _bert("T232", 7275, 1, 4, "AdamW", fp16=True, checkpointing=True),
     _bert("T233", 12295, 4, 1, "Adafactor"),
     _bert("T234", 4847, 1, 4, "Adafactor", fp16=True, checkpointing=True),
+    _bert("T236", 5363, 1, 4, "8-bit Adam", fp16=True, checkpointing=True),
     _klein("T242", 39873150976, "2.12", None, "full-finetuning--flux2-klein-default"),
     _klein("T243", 10708058112, "2.12", 32, "lora--flux2-klein-default"),
     _klein("T244", 11383341056, "2.13", 64, "lora--flux2-klein-rank64"),
@@ -149,7 +201,7 @@ NOT_COVERED: dict[str, str] = {
     **dict.fromkeys(_rows("205 209"), "samples are cut at the maximum and vary below it, which fragments"),
     **dict.fromkeys(_rows("211 214"), "confidence low: not monotonic in the length"),
     **dict.fromkeys(_rows("225 226"), "GPTQ kernels"),
-    **dict.fromkeys(_rows("227 236"), "bitsandbytes kernels"),
+    **dict.fromkeys(_rows("227"), "Qwen 1's own code, not in transformers; lengths vary"),
     **dict.fromkeys(
         _rows("245 246 247 248 251"),
         "confidence low; bitsandbytes and Unsloth's own kernels, lengths depend on the data",

@@ -102,9 +102,12 @@ def split_buffer(tensor: torch.Tensor, dims: set[int], kind: _Kind, device: Devi
     "aten.linalg_vector_norm.default", "aten.prod.default", "aten.prod.dim_int", device="cuda", source="Reduce.cuh, gpu_reduce_kernel",
 )  # fmt: skip
 def reduction(call: OpCall) -> Scratch | None:
-    """Blocks that share an output leave their part in a buffer and count themselves off with semaphores."""
+    """Blocks that share an output leave their part in a buffer and count themselves off with semaphores. Sums of integers and booleans
+    are of an int64 copy (ReduceOpsUtils.h, make_reduction_from_ty)."""
     tensor = call.args[0]
     _, name, overload = call.name.split(".")
+    copy = _summed_as(name, tensor, call.result)
+    tensor = tensor if copy is None else copy
     position, key = (2, "dim") if name == "linalg_vector_norm" else (1, "dim")
     given = (
         None
@@ -114,4 +117,14 @@ def reduction(call: OpCall) -> Scratch | None:
     dims = [given] if isinstance(given, int) else list(given or range(tensor.dim()))
     kind = _KINDS.get(f"{name}.{overload}") or _KINDS[name]
     buffer, semaphores = split_buffer(tensor, {dim % max(tensor.dim(), 1) for dim in dims}, kind, call.device)
-    return Scratch(after=(buffer, semaphores)) if buffer else None
+    copied = (copy.numel() * copy.element_size(),) if copy is not None else ()
+    return Scratch(after=(*copied, *((buffer, semaphores) if buffer else ()))) if copied or buffer else None
+
+
+def _summed_as(name: str, tensor: torch.Tensor, result: object) -> torch.Tensor | None:
+    """The copy in the result's dtype that is summed; None where the kernel converts as it reads (16-bit numbers to float32)."""
+    if name not in ("sum", "mean", "prod") or not isinstance(result, torch.Tensor) or result.dtype == tensor.dtype:
+        return None
+    if tensor.dtype in (torch.float16, torch.bfloat16) and result.dtype == torch.float32:
+        return None
+    return torch.empty_like(tensor, dtype=result.dtype)
