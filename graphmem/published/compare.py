@@ -74,6 +74,10 @@ def _rows(found: Found) -> Iterator[tuple[str, str, int, int, str]]:
             "Korthikanti et al. 2022, section 4.1: 16 bit, GPT's layer, attention scores stored; embedding and loss left out",
         )  # fmt: skip
         yield (
+            "24sbhL", "activations kept", rules.gpt2_activations(s, b, h, layers), found.saved,
+            "ZeRO, section 3.2, footnote 3: twelve 16-bit numbers a token, layer and width, no attention scores",
+        )  # fmt: skip
+        yield (
             "32sbh + 4as²b", "activations kept", rules.inference_activations(s, b, h, a), found.saved,
             "\"Calculate model memory consumption\": one layer at a time, for inference",
         )  # fmt: skip

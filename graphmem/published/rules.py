@@ -30,6 +30,11 @@ def training_activations(s: int, b: int, h: int, a: int, layers: int) -> int:
     return layers * (34 * s * b * h + 5 * a * s * s * b)
 
 
+def gpt2_activations(s: int, b: int, h: int, layers: int) -> int:
+    """12 numbers a token, layer and width, in 16 bit (Rajbhandari et al. 2020, ZeRO, section 3.2, footnote 3); attention scores left out."""
+    return 2 * 12 * s * b * h * layers
+
+
 def inference_activations(s: int, b: int, h: int, a: int) -> int:
     """32·s·b·h + 4·a·s²·b, one layer at a time, 16 bit ("Calculate model memory consumption in training and inference")."""
     return 32 * s * b * h + 4 * a * s * s * b

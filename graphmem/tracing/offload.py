@@ -39,8 +39,9 @@ def _pack(tensor: torch.Tensor) -> Any:
     stays = isinstance(tensor, torch.nn.Parameter) or (tensor._is_view() and isinstance(tensor._base, torch.nn.Parameter))
     if stays or tensor.numel() * tensor.element_size() < SMALLEST:
         return tensor
-    data = None if tensor.is_meta else tensor.to("cpu")
-    return InHostMemory(tuple(tensor.size()), tensor.stride(), tensor.dtype, data), tensor.device
+    with torch._C.DisableTorchFunction():  # a traced tensor says it is elsewhere, to whoever asks above
+        data = None if tensor.is_meta else tensor.to("cpu")
+        return InHostMemory(tuple(tensor.size()), tensor.stride(), tensor.dtype, data), tensor.device
 
 
 def _unpack(packed: Any) -> torch.Tensor:
@@ -49,7 +50,8 @@ def _unpack(packed: Any) -> torch.Tensor:
     held, device = packed
     if held.data is not None:
         return held.data.to(device, non_blocking=True)
-    return torch.empty_strided(held.size, held.stride, dtype=held.dtype, device=device)
+    with torch._C.DisableTorchFunction():
+        return torch.empty_strided(held.size, held.stride, dtype=held.dtype, device=device)
 
 
 @contextlib.contextmanager

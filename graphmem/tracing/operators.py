@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._library.custom_ops import OPDEFS
 
 from graphmem.tracing.device import Device
 from graphmem.tracing.known import SHAPE_ONLY, tensors_in
@@ -16,6 +17,7 @@ class Operator:
 
     __slots__ = (
         "_written",
+        "body",
         "composite",
         "data",
         "detaches",
@@ -44,6 +46,8 @@ class Operator:
         self.composite = func.has_kernel_for_dispatch_key(
             keys.CompositeImplicitAutograd
         ) and not func.has_kernel_for_dispatch_key(keys.CPU)
+        #: PyTorch's own operators written in Python (`torch.library.custom_op`): what they do inside is seen by running it.
+        self.body = _body(self.name)
         self._written = [
             (position, argument.name)
             for position, argument in enumerate(schema.arguments)
@@ -66,6 +70,15 @@ class Operator:
         """The tensors among the arguments that it writes to."""
         values = [args[position] if position < len(args) else kwargs.get(name) for position, name in self._written]
         return tensors_in(values)
+
+
+def _body(name: str) -> Any:
+    """The Python function behind an operator of ``torch.nn``; None for all others, which may launch kernels that meta does not have."""
+    namespace, operator, *_ = name.split(".")
+    if namespace != "torch_nn":
+        return None
+    found = OPDEFS.get(f"{namespace}::{operator}")
+    return None if found is None else found._init_fn
 
 
 class _Table(dict[Any, Operator]):

@@ -85,9 +85,9 @@ class Recorder(TorchDispatchMode):
         on_device = next((t for t in inputs if t.device.type == "meta"), None)
         if on_device is None and getattr(kwargs.get("device"), "type", "cpu") != "meta":
             return func(*args, **kwargs)  # host memory, run for real
-        if operator.composite:
+        if operator.composite or operator.body is not None:
             with self:
-                return func.decompose(*args, **kwargs)
+                return func.decompose(*args, **kwargs) if operator.composite else operator.body(*args, **kwargs)
         if self.autocast is not None and self.autocast.is_open and _current_autograd_node() is not None:
             with self:
                 args, kwargs = self.autocast.cast_for(operator.name.split(".")[1], args, kwargs)

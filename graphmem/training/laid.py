@@ -52,7 +52,9 @@ class Laid(torch.optim.Optimizer):
                 if not part.paged:
                     self.state[parameter][part.name] = _made(part, parameter)
         needs = self.layout.first_temporaries if first and self.layout.first_temporaries else self.layout.temporaries
-        return [_made(part, parameter) for part in needs(weight, self.options)]
+        alive = [_made(part, parameter) for part in needs(weight, self.options)]
+        parameter.copy_(parameter)  # stands for the kernel that updates it in place
+        return alive
 
 
 def paged_bytes(parameters: Iterable[torch.Tensor], layout: Layout, options: Mapping[str, Any], roles: Mapping[int, Role]) -> int:

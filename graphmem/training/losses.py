@@ -25,10 +25,14 @@ def with_loss_head(model: nn.Module, head: LossHead) -> None:
     """
     if head == "full":
         return
+    if head == "chunked" and not hasattr(nn, "LinearCrossEntropyOptions"):
+        raise GraphmemError("--loss chunked: torch.nn.functional.linear_cross_entropy came with PyTorch 2.13; use --loss fused")
     owner: Any = model
     find = getattr(owner, "get_output_embeddings", None)
     layer = find() if find is not None else None
-    if not isinstance(layer, nn.Linear) or not hasattr(owner, "loss_function") or owner.loss_type != "ForCausalLM":
+    causal = hasattr(owner, "loss_function") and owner.loss_type in ("ForCausalLM", None)  # None: the default, which is that
+    encoder_decoder = getattr(getattr(owner, "config", None), "is_encoder_decoder", False)
+    if not isinstance(layer, nn.Linear) or not causal or encoder_decoder or not hasattr(owner, "generate"):
         raise GraphmemError(f"--loss {head}: {type(owner).__name__} is no causal language model with a linear head; use --loss full")
     if getattr(owner.config.get_text_config(), "final_logit_softcapping", None):
         raise GraphmemError(f"--loss {head}: {type(owner).__name__} caps its logits, which only full logits allow; use --loss full")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from graphmem.timeline.events import Kind, Phase, rounded
+from graphmem.timeline.events import Event, Kind, Phase, rounded
 
 if TYPE_CHECKING:
     from graphmem.tracing.trace import Trace
@@ -30,26 +30,34 @@ class StagePeak:
 def stages(trace: Trace) -> list[StagePeak]:
     """Of every step in order. ``model`` is what is there before it: at first parameters and buffers, later states too."""
     sizes = [rounded(block.nbytes, trace.device.rounding) for block in trace.blocks]
+    events: dict[int | None, list[Event]] = {}
+    for event in trace.events:
+        events.setdefault(event.op, []).append(event)
     now: dict[Kind, int] = {}
     found: dict[tuple[int, Stage], StagePeak] = {}
     total = 0
-    before = True
-    for event in trace.events:
-        op = trace.ops[event.op] if event.op is not None else None
-        if op is not None and before:
-            found[0, "model"] = StagePeak(0, "model", total, dict(now))
-            before = False
-        if op is not None and op.step and (op.step, "model") not in found:
-            found[op.step, "model"] = StagePeak(op.step, "model", total, dict(now))
+
+    def happen(event: Event) -> None:
+        nonlocal total
         block = trace.blocks[event.block]
         change = sizes[event.block] if event.alloc else -sizes[event.block]
         total += change
         now[block.kind] = now.get(block.kind, 0) + change
-        if op is None:
-            continue
-        key = (op.step, _STAGE_OF[op.phase])
-        if key not in found or total > found[key].peak:
-            found[key] = StagePeak(op.step, key[1], total, dict(now))
+
+    def note(step: int, stage: Stage) -> None:
+        if (step, stage) not in found or total > found[step, stage].peak:
+            found[step, stage] = StagePeak(step, stage, total, dict(now))
+
+    for event in events.get(None, ()):
+        happen(event)
+    note(0, "model")
+    for index, op in enumerate(trace.ops):
+        if (op.step, "model") not in found:
+            note(op.step, "model")
+        note(op.step, _STAGE_OF[op.phase])
+        for event in events.get(index, ()):
+            happen(event)
+            note(op.step, _STAGE_OF[op.phase])
     return sorted(found.values(), key=lambda peak: (peak.step, STAGES.index(peak.stage)))
 
 
