@@ -13,7 +13,6 @@ GB, GIB, MIB = 10**9, 2**30, 2**20
 def test_mixed_precision_adam_is_16_bytes_a_parameter() -> None:
     """ZeRO, section 3.1: GPT-2 of 1.5 B parameters, 3 GB in fp16, takes at least 24 GB to train."""
     assert rules.mixed_precision_adam(1_500_000_000) == 24 * GB
-    assert 2 * 1_500_000_000 == 3 * GB
 
 
 @pytest.mark.parametrize(("bits", "gigabytes"), [(16, 168), (8, 84), (4, 42)])
@@ -39,7 +38,9 @@ def test_activations_of_a_layer() -> None:
     assert rules.training_activations(s, b, h, a, 1) == s * b * h * 34 + 5 * a * s * s * b
     # As the paper writes it: sbh (34 + 5 as/h).
     assert rules.training_activations(s, b, h, a, 1) == pytest.approx(s * b * h * (34 + 5 * a * s / h))
-    assert rules.inference_activations(s, b, h, a) == 10 * s * b * h + 4 * a * s * s * b + 18 * s * b * h + 4 * s * b * h
+    assert (
+        rules.inference_activations(s, b, h, a) == 10 * s * b * h + 4 * a * s * s * b + 18 * s * b * h + 4 * s * b * h
+    )
 
 
 PHI_3 = 3_821_079_552
@@ -52,10 +53,20 @@ def test_accelerates_stages_for_phi_3() -> None:
     """
     stages = rules.accelerate_stages(4 * PHI_3, "float32")
     assert stages is not None
-    assert [round(value / GIB, 2) for value in (stages.model, stages.gradients, stages.backward, stages.step)] == [14.23, 14.23, 28.47, 56.94]
+    assert [round(value / GIB, 2) for value in (stages.model, stages.gradients, stages.backward, stages.step)] == [
+        14.23,
+        14.23,
+        28.47,
+        56.94,
+    ]
     mixed = rules.accelerate_stages(4 * PHI_3, "bfloat16")
     assert mixed is not None
-    assert [round(value / GIB, 2) for value in (mixed.model, mixed.gradients, mixed.backward, mixed.step)] == [14.23, 21.35, 28.47, 28.47]
+    assert [round(value / GIB, 2) for value in (mixed.model, mixed.gradients, mixed.backward, mixed.step)] == [
+        14.23,
+        21.35,
+        28.47,
+        28.47,
+    ]
     assert rules.accelerate_stages(PHI_3, "int8") is None
 
 
@@ -65,7 +76,12 @@ def test_accelerate_itself_says_the_same() -> None:
         said = accelerate.estimate_training_usage(4 * PHI_3, dtype)
         ours = rules.accelerate_stages(4 * PHI_3, dtype)
         assert ours is not None
-        assert (said["model"], said["gradients"], said["optimizer"], said["step"]) == (ours.model, ours.gradients, ours.backward, ours.step)
+        assert (said["model"], said["gradients"], said["optimizer"], said["step"]) == (
+            ours.model,
+            ours.gradients,
+            ours.backward,
+            ours.step,
+        )
 
 
 def test_states_of_mixtral_and_llama() -> None:

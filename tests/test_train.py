@@ -122,10 +122,14 @@ def test_states_of_an_optimizer(optimizer: str, states: int) -> None:
 
 
 def test_foreach_holds_a_copy_of_everything_for_a_while_and_fused_does_not() -> None:
-    looped, each, fused = (run(optimizer=f"AdamW({option})") for option in ("foreach=False", "foreach=True", "fused=True"))
+    looped, each, fused = (
+        run(optimizer=f"AdamW({option})") for option in ("foreach=False", "foreach=True", "fused=True")
+    )
     assert at(fused, "optimizer step").get("temporary", 0) == 0
     assert at(each, "optimizer step")["temporary"] == 4 * PARAMETERS
-    assert at(looped, "optimizer step")["temporary"] == 3 * 4 * WIDTH * WIDTH  # three results of one parameter's formula
+    assert (
+        at(looped, "optimizer step")["temporary"] == 3 * 4 * WIDTH * WIDTH
+    )  # three results of one parameter's formula
     assert run().peak == each.peak  # foreach is what CUDA gets by default
 
 
@@ -186,8 +190,16 @@ def test_between_backward_and_the_step_mixed_gradients_are_16_bit() -> None:
     """2 + 2 + 12 bytes a parameter, as ZeRO counts them; with fp32 gradients 2 + 4 + 12."""
     plain, wide = run(recipe="mixed", accumulation=2), run(recipe="mixed-fp32-grads", accumulation=2)
     kinds, wider = at(plain, "forward"), at(wide, "forward")
-    assert (kinds["parameter"], kinds["gradient"], kinds["optimizer"]) == (2 * PARAMETERS, 2 * PARAMETERS, 12 * PARAMETERS)
-    assert (wider["parameter"], wider["gradient"], wider["optimizer"]) == (2 * PARAMETERS, 4 * PARAMETERS, 12 * PARAMETERS)
+    assert (kinds["parameter"], kinds["gradient"], kinds["optimizer"]) == (
+        2 * PARAMETERS,
+        2 * PARAMETERS,
+        12 * PARAMETERS,
+    )
+    assert (wider["parameter"], wider["gradient"], wider["optimizer"]) == (
+        2 * PARAMETERS,
+        4 * PARAMETERS,
+        12 * PARAMETERS,
+    )
 
 
 def test_flat_buffers_hold_every_gradient_in_fp32_beside_the_16_bit_ones() -> None:
@@ -224,7 +236,9 @@ def test_accumulation_finds_gradients_when_forward_begins_again() -> None:
     assert at(twice, "forward")["gradient"] == 4 * PARAMETERS
     peaks = [max(peak.peak for peak in stages(found.trace) if peak.stage == "backward") for found in (once, twice)]
     assert peaks[1] > peaks[0]
-    assert at(twice, "backward")["activation"] > at(once, "backward")["activation"]  # the peak is where backward begins, not where it ends
+    assert (
+        at(twice, "backward")["activation"] > at(once, "backward")["activation"]
+    )  # the peak is where backward begins, not where it ends
     assert run(accumulation=2).peak == run(accumulation=5).peak
 
 
@@ -361,7 +375,11 @@ def test_a_quantized_base(load_in: str, bytes_of: Any) -> None:
 
 def test_dequantized_weights_come_and_go() -> None:
     found = text(recipe="bf16", adapter="lora", rank=4, target_modules=["q_proj"], load_in="nf4")
-    made = [found.trace.blocks[found.trace.values[op.outputs[0]].block] for op in found.trace.ops if op.name == "aten.new_empty.default"]  # type: ignore[index]
+    made = [
+        found.trace.blocks[found.trace.values[op.outputs[0]].block]
+        for op in found.trace.ops
+        if op.name == "aten.new_empty.default"
+    ]  # type: ignore[index]
     gate_and_up = 8 * 2
     # Forward of both, backward of both, in each of two steps.
     assert len([block for block in made if block.shape == (512, 256)]) == 2 * 2 * gate_and_up
@@ -396,7 +414,13 @@ def test_attention_that_stores_scores() -> None:
 
 
 def test_packing_puts_sequences_in_one_row() -> None:
-    settings: dict[str, Any] = {"offline": True, "recipe": "bf16", "batch_size": 4, "seq_len": 128, "attention": "flash"}
+    settings: dict[str, Any] = {
+        "offline": True,
+        "recipe": "bf16",
+        "batch_size": 4,
+        "seq_len": 128,
+        "attention": "flash",
+    }
     packed = graphmem.train("HuggingFaceTB/SmolLM2-135M", packed=True, **settings)
     padded = graphmem.train("HuggingFaceTB/SmolLM2-135M", **settings)
     inputs = packed.trace.settings["inputs"]
@@ -422,7 +446,7 @@ def test_a_gpu_that_is_too_small_and_one_that_is_not() -> None:
     small, large = run(memory="500MiB"), run(gpu="A100 SXM4 80GB")
     assert small.fits is False
     assert large.fits is True
-    assert small.margin is not None and small.margin < 0 < (large.margin or 0)
+    assert (small.margin or 0) < 0 < (large.margin or 0)
     assert large.margin == large.trace.device.memory - large.trace.device.context_size - large.reserved  # type: ignore[operator]
     assert run().fits is None
 
@@ -433,7 +457,13 @@ def test_changes_say_what_running_them_gives() -> None:
     )
     rows = {row["change"]: row for row in found.report()["changes"]}  # type: ignore[union-attr]
     again = graphmem.train(
-        "openai-community/gpt2", offline=True, batch_size=8, recipe="amp-bf16", memory="10GiB", seq_len=1024, checkpointing="layers"
+        "openai-community/gpt2",
+        offline=True,
+        batch_size=8,
+        recipe="amp-bf16",
+        memory="10GiB",
+        seq_len=1024,
+        checkpointing="layers",
     )
     row = rows["--checkpointing layers"]
     assert row["reserved"] == again.reserved
@@ -452,10 +482,18 @@ def test_the_module_given_is_not_changed() -> None:
     before = {name: (tensor.dtype, tensor.device, tensor.requires_grad) for name, tensor in net.named_parameters()}
     classes = [type(module) for module in net.modules()]
     graphmem.train(
-        net, torch.zeros(ROWS, WIDTH), loss=lambda output: output.sum(), recipe="bf16", checkpointing="layers", adapter="lora",
-        target_modules=["up"], load_in="nf4",
+        net,
+        torch.zeros(ROWS, WIDTH),
+        loss=lambda output: output.sum(),
+        recipe="bf16",
+        checkpointing="layers",
+        adapter="lora",
+        target_modules=["up"],
+        load_in="nf4",
     )
-    assert before == {name: (tensor.dtype, tensor.device, tensor.requires_grad) for name, tensor in net.named_parameters()}
+    assert before == {
+        name: (tensor.dtype, tensor.device, tensor.requires_grad) for name, tensor in net.named_parameters()
+    }
     assert classes == [type(module) for module in net.modules()]
 
 
@@ -522,5 +560,10 @@ def test_a_sequence_beyond_the_models_positions_is_warned_of() -> None:
 
 
 def test_optimizers_by_the_names_people_use() -> None:
-    for name, known in (("adamw", "AdamW"), ("adamw_torch", "AdamW"), ("paged_adamw_8bit", "bitsandbytes.PagedAdamW8bit"), ("Lion8bit", "bitsandbytes.Lion8bit")):
+    for name, known in (
+        ("adamw", "AdamW"),
+        ("adamw_torch", "AdamW"),
+        ("paged_adamw_8bit", "bitsandbytes.PagedAdamW8bit"),
+        ("Lion8bit", "bitsandbytes.Lion8bit"),
+    ):
         assert optimizer_named(name).name == known

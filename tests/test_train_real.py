@@ -25,7 +25,12 @@ RNG_STATE = 5056
 
 def llama() -> Any:
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=176, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, vocab_size=256
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=256,
     )
     with torch.device("meta"):
         return transformers.LlamaForCausalLM(config)

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from graphmem.cli.options import adapter_options, allocator_options, format_flags, output_options, source_options, training_options
+from graphmem.cli.options import (
+    adapter_options,
+    allocator_options,
+    format_flags,
+    output_options,
+    source_options,
+    training_options,
+)
 from graphmem.cli.output import choose_format, write, write_bytes
 from graphmem.cli.progress import working
 from graphmem.errors import GraphmemError
@@ -21,13 +28,14 @@ from graphmem.errors import GraphmemError
 @click.option("--fits", "check", is_flag=True, help="Exit with 0 if it fits on --gpu, with 1 if not.")
 @click.option("--compare-rules", is_flag=True, help="Set rules of thumb beside it, with their error.")
 @click.option(
-    "--by", type=click.Choice(["module", "layer", "op", "line", "precision"]),
+    "--by",
+    type=click.Choice(["module", "layer", "op", "line", "precision"]),
     help="Add a breakdown; precision traces the step under other recipes too.",
 )
 @click.option("--top", type=click.IntRange(min=1), help="Rows of the breakdowns.  [default: 15]")
 @click.option("--no-fold", is_flag=True, help="Trace every layer, instead of a few of those that repeat.")
 @source_options
-@output_options("of every table", snapshot=True)
+@output_options("a stage of the step", snapshot=True)
 def command(
     target: str, check: bool, compare_rules: bool, by: str | None, top: int | None, no_fold: bool, as_json: bool, as_csv: bool,
     as_markdown: bool, output: Path | None, quiet: bool, debug: bool, inputs: tuple[str, ...], gpu: str | None, memory: int | None, **given: Any,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphmem.published import rules
-from graphmem.report import Column, Row, Table
+from graphmem.report import Column, Table
 
 
 @dataclass(frozen=True)

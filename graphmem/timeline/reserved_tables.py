@@ -43,12 +43,13 @@ def figures(trace: Trace, found: Simulation) -> Iterator[Figure]:
             "driver", f"nvidia-smi{until}", peak + median, "bytes", "calibrated",
             f"reserved + CUDA context; the context is {low:,} to {high:,} bytes on this GPU",
         )  # fmt: skip
-        loaded = found.reserved[moved_in(trace) - 1] if moved_in(trace) else 0
-        yield Figure(
-            "driver_loaded", "nvidia-smi once loaded", loaded + low, "bytes", "calibrated",
-            f"reserved for parameters, buffers and inputs, {loaded:,} bytes, and the smallest CUDA context measured, {low:,}: kernels are "
-            "loaded into it when they first run",
-        )  # fmt: skip
+        if trace.device.memory is not None and moved_in(trace):
+            loaded = found.reserved[moved_in(trace) - 1]
+            yield Figure(
+                "driver_loaded", "nvidia-smi once loaded", loaded + low, "bytes", "calibrated",
+                f"reserved for parameters, buffers and inputs, {loaded:,} bytes, and the smallest CUDA context measured, {low:,}: kernels "
+                "are loaded into it when they first run",
+            )  # fmt: skip
     memory = trace.device.memory
     if memory is not None and not until:
         left = memory - peak - trace.device.context_size

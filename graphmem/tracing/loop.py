@@ -65,7 +65,11 @@ def run_steps(
     def pass_over() -> tuple[Any, Any]:
         """Forward, loss and backward of one micro-batch."""
         watch.enter("forward")
-        with _saved(workload), _precision(workload, watch.device), torch.set_grad_enabled(workload.trains or workload.grad):
+        with (
+            _saved(workload),
+            _precision(workload, watch.device),
+            torch.set_grad_enabled(workload.trains or workload.grad),
+        ):
             output, loss = module(*args, **kwargs), None
             if workload.trains:
                 watch.enter("loss")

@@ -31,4 +31,3 @@ def torch_release() -> tuple[int, int]:
     """Of the PyTorch that is installed: ``(2, 13)``."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
-

@@ -36,7 +36,9 @@ class InHostMemory:
 
 
 def _pack(tensor: torch.Tensor) -> Any:
-    stays = isinstance(tensor, torch.nn.Parameter) or (tensor._is_view() and isinstance(tensor._base, torch.nn.Parameter))
+    stays = isinstance(tensor, torch.nn.Parameter) or (
+        tensor._is_view() and isinstance(tensor._base, torch.nn.Parameter)
+    )
     if stays or tensor.numel() * tensor.element_size() < SMALLEST:
         return tensor
     with torch._C.DisableTorchFunction():  # a traced tensor says it is elsewhere, to whoever asks above

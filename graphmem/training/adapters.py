@@ -66,7 +66,9 @@ def adapter_of(method: str | None, target_modules: str | Sequence[str] | None, *
         chosen["target_modules"] = tuple(name.strip() for name in names)
     if method is None:
         if chosen:
-            raise GraphmemError(f"{', '.join(name.replace('_', ' ') for name in chosen)}: of an adapter; add --adapter lora")
+            raise GraphmemError(
+                f"{', '.join(name.replace('_', ' ') for name in chosen)}: of an adapter; add --adapter lora"
+            )
         return None
     if "rank" in chosen and method not in ("lora", "dora"):
         raise GraphmemError(f"rank: is LoRA's and DoRA's; adapter {method!r} has none")
@@ -101,9 +103,11 @@ def adapted(model: nn.Module, adapter: Adapter) -> nn.Module:
                 f"adapter {adapter.method}: peft does not know where to put it in {type(model).__name__}; name the layers "
                 f"with --target-modules {','.join(_linear_names(model)[:4])} (or all-linear)"
             ) from error
-        raise GraphmemError(f"adapter {adapter.method}: peft refuses ({text.splitlines()[0] if text else error!r})") from error
+        raise GraphmemError(
+            f"adapter {adapter.method}: peft refuses ({text.splitlines()[0] if text else error!r})"
+        ) from error
     found.train(model.training)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _config(model: nn.Module, adapter: Adapter, peft: Any) -> Any:
@@ -117,7 +121,7 @@ def _config(model: nn.Module, adapter: Adapter, peft: Any) -> Any:
             use_rslora=adapter.rslora, use_dora=adapter.method == "dora", task_type=task,
         )  # fmt: skip
     if adapter.method == "ia3":
-        feedforward = [] if targets is not None else None
+        feedforward: list[str] | None = [] if targets is not None else None
         return peft.IA3Config(target_modules=targets, feedforward_modules=feedforward, task_type=task)
     kind = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig, "p-tuning": peft.PromptEncoderConfig}
     return kind[adapter.method](num_virtual_tokens=adapter.virtual_tokens, task_type="CAUSAL_LM")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from graphmem.errors import GraphmemError
 from graphmem.training.run import Job, TrainingRun, trained
@@ -30,7 +31,7 @@ class Tried:
     saving: int
 
 
-def _training(**changes: object) -> Callable[[Job], Job]:
+def _training(**changes: Any) -> Callable[[Job], Job]:
     return lambda job: replace(job, training=replace(job.training, **changes))
 
 
@@ -39,24 +40,52 @@ def _candidates(job: Job) -> Iterator[Change]:
     training, model_id = job.training, isinstance(job.target, str)
     if "expandable_segments" not in job.base.alloc_conf:
         conf = ",".join(part for part in (job.base.alloc_conf, "expandable_segments:True") if part)
-        yield Change("expandable", "--alloc-conf expandable_segments:True", "nothing", lambda job: replace(job, base=replace(job.base, alloc_conf=conf)))
-    if training.optimizer in (None, "AdamW") and training.adapter is None and not (training.precision and training.precision.fp32_states):
+        yield Change(
+            "expandable",
+            "--alloc-conf expandable_segments:True",
+            "nothing",
+            lambda job: replace(job, base=replace(job.base, alloc_conf=conf)),
+        )
+    if (
+        training.optimizer in (None, "AdamW")
+        and training.adapter is None
+        and not (training.precision and training.precision.fp32_states)
+    ):
         yield Change("fused", '--optimizer "AdamW(fused=True)"', "nothing", _training(optimizer="AdamW(fused=True)"))
     if training.loss_head == "full":
         yield Change("loss", "--loss fused", "nothing (needs Liger's kernels)", _training(loss_head="fused"))
     if job.base.attention == "eager" and model_id:
-        yield Change("attention", "--attention sdpa", "nothing", lambda job: replace(job, base=replace(job.base, attention="sdpa")))
+        yield Change(
+            "attention",
+            "--attention sdpa",
+            "nothing",
+            lambda job: replace(job, base=replace(job.base, attention="sdpa")),
+        )
     if training.checkpointing is None:
-        yield Change("checkpointing", "--checkpointing layers", "about a third more compute", _training(checkpointing="layers"))
+        yield Change(
+            "checkpointing", "--checkpointing layers", "about a third more compute", _training(checkpointing="layers")
+        )
     if model_id and (job.choices.batch_size or 1) > 1 and not job.choices.packed and not training.optimizer_in_backward:
         yield from _smaller_batches(job)
     if training.optimizer is None and training.adapter is None and training.precision is None:
-        yield Change("optimizer", "--optimizer bitsandbytes.AdamW8bit", "8-bit optimizer states", _training(optimizer="bitsandbytes.AdamW8bit"))
+        yield Change(
+            "optimizer",
+            "--optimizer bitsandbytes.AdamW8bit",
+            "8-bit optimizer states",
+            _training(optimizer="bitsandbytes.AdamW8bit"),
+        )
     if training.recipe in ("fp32", "amp-bf16", "amp-fp16", "mixed", "mixed-fp16", "mixed-fp32-grads"):
         yield Change("precision", "--recipe bf16", "no fp32 weights", _training(recipe="bf16", flat_buffers=False))
-    if training.recipe in ("bf16", "fp16", "fp32", "amp-bf16", "mixed") and training.optimizer is None and training.adapter is None:
+    if (
+        training.recipe in ("bf16", "fp16", "fp32", "amp-bf16", "mixed")
+        and training.optimizer is None
+        and training.adapter is None
+    ):
         yield Change(
-            "optimizer", "--recipe bf16-adam8bit", "8-bit optimizer states", _training(recipe="bf16-adam8bit", flat_buffers=False)
+            "optimizer",
+            "--recipe bf16-adam8bit",
+            "8-bit optimizer states",
+            _training(recipe="bf16-adam8bit", flat_buffers=False),
         )
     if not training.offload:
         yield Change("offload", "--offload", "activations over PCIe, twice a step", _training(offload=True))
@@ -64,14 +93,27 @@ def _candidates(job: Job) -> Iterator[Change]:
         from graphmem.training.adapters import Adapter
 
         lora = Adapter("lora", rank=16, target_modules=("all-linear",))
-        plain = {"optimizer": None, "flat_buffers": False, "recipe": "bf16", "adapter": lora, "optimizer_in_backward": False}
-        yield Change("lora", "--recipe bf16 --adapter lora --rank 16 --target-modules all-linear", "trains adapters only", _training(**plain))
+        plain = {
+            "optimizer": None,
+            "flat_buffers": False,
+            "recipe": "bf16",
+            "adapter": lora,
+            "optimizer_in_backward": False,
+        }
+        yield Change(
+            "lora",
+            "--recipe bf16 --adapter lora --rank 16 --target-modules all-linear",
+            "trains adapters only",
+            _training(**plain),
+        )
         yield Change(
             "lora", "--recipe bf16 --adapter lora --rank 16 --target-modules all-linear --load-in nf4", "trains adapters only, on 4-bit weights",
             _training(**plain, load_in="nf4"),
         )  # fmt: skip
     elif training.load_in is None:
-        yield Change("load", "--load-in nf4", "4-bit weights", _training(load_in="nf4", recipe="bf16", flat_buffers=False))
+        yield Change(
+            "load", "--load-in nf4", "4-bit weights", _training(load_in="nf4", recipe="bf16", flat_buffers=False)
+        )
 
 
 def _smaller_batches(job: Job) -> Iterator[Change]:
@@ -86,7 +128,12 @@ def _smaller_batches(job: Job) -> Iterator[Change]:
             training: Training = replace(job.training, accumulation=job.training.accumulation * times)
             return replace(job, training=training, choices=replace(job.choices, batch_size=size))
 
-        yield Change("batch", f"--batch-size {size} --accumulation {job.training.accumulation * times}", "smaller products", smaller)
+        yield Change(
+            "batch",
+            f"--batch-size {size} --accumulation {job.training.accumulation * times}",
+            "smaller products",
+            smaller,
+        )
 
 
 def changes(run: TrainingRun) -> list[Tried]:
@@ -124,7 +171,9 @@ def _together(found: list[Change], run: TrainingRun) -> Tried | None:
 
 def _replaces(later: Change, earlier: Change) -> bool:
     """Adapters make the choice of the optimizer and of the precision their own."""
-    return later.key == "lora" and earlier.key in ("fused", "optimizer", "precision") or later.key == "optimizer" and earlier.key == "fused"
+    return (later.key == "lora" and earlier.key in ("fused", "optimizer", "precision")) or (
+        later.key == "optimizer" and earlier.key == "fused"
+    )
 
 
 def _tried(found: list[Change], run: TrainingRun) -> Tried | None:
@@ -136,4 +185,9 @@ def _tried(found: list[Change], run: TrainingRun) -> Tried | None:
     except GraphmemError:
         return None
     costs = dict.fromkeys(change.cost for change in found if not change.cost.startswith("nothing") or len(found) == 1)
-    return Tried(" ".join(change.what for change in found), ", ".join(costs) or "nothing", changed, run.reserved - changed.reserved)
+    return Tried(
+        " ".join(change.what for change in found),
+        ", ".join(costs) or "nothing",
+        changed,
+        run.reserved - changed.reserved,
+    )

@@ -50,7 +50,7 @@ def checkpointed(module: nn.Module, way: str, save: Sequence[str] = ()) -> str:
     if way == "selective":
         for layer in _flat(stacks):
             _wrap(layer, _Selective)
-            layer._graphmem_saved = tuple(_operators(save or SELECTED))  # type: ignore[assignment]
+            layer._graphmem_saved = tuple(_operators(save or SELECTED))
         return f"each of {len(_flat(stacks))} layers, saving {', '.join(save or SELECTED)}"
     return _segments(stacks, way)
 
@@ -63,10 +63,16 @@ def layers_of(module: nn.Module) -> list[list[nn.Module]]:
     """
     found: list[tuple[str, list[nn.Module]]] = []
     for path, child in module.named_modules():
-        if not isinstance(child, nn.ModuleList | nn.Sequential) or any(path.startswith(f"{outer}.") for outer, _ in found):
+        if not isinstance(child, nn.ModuleList | nn.Sequential) or any(
+            path.startswith(f"{outer}.") for outer, _ in found
+        ):
             continue
         layers = list(child)
-        if len(layers) > 1 and any(layer.parameters() for layer in layers) and len({type(layer) for layer in layers}) == 1:
+        if (
+            len(layers) > 1
+            and any(layer.parameters() for layer in layers)
+            and len({type(layer) for layer in layers}) == 1
+        ):
             found.append((path, layers))
     if not found:
         raise GraphmemError(
@@ -164,9 +170,9 @@ def _segments(stacks: list[list[nn.Module]], way: str) -> str:
             segment = _Segment(layers[first : first + size])
             for position, layer in enumerate(segment.layers):
                 _wrap(layer, _InSegment)
-                layer._graphmem_segment = segment  # type: ignore[assignment]
+                layer._graphmem_segment = segment
                 # Not alike, for whoever folds repeated layers: only whole segments are.
-                layer.place_in_segment = f"{position} of {len(segment.layers)}"  # type: ignore[assignment]
+                layer.place_in_segment = f"{position} of {len(segment.layers)}"
         said.append(f"{-(-len(layers) // size)} segments of {size} layers")
     return ", ".join(said)
 
@@ -181,7 +187,9 @@ class _Segment:
     def call(self, layer: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer's turn."""
         if not args or not isinstance(args[0], torch.Tensor):
-            raise GraphmemError("checkpointing in segments: layers must be called with the hidden states first; use 'layers'")
+            raise GraphmemError(
+                "checkpointing in segments: layers must be called with the hidden states first; use 'layers'"
+            )
         if self.waiting and args[0] is not self.waiting[-1][1][0]:
             raise GraphmemError(
                 "checkpointing in segments: the model does more between its layers than passing hidden states on; use 'layers'"
@@ -192,8 +200,8 @@ class _Segment:
         waiting, self.waiting = self.waiting, []
 
         def run(hidden: torch.Tensor) -> Any:
-            for number, (call, args, kwargs) in enumerate(waiting):
-                result = call(hidden, *args[1:], **kwargs)
+            for number, (layer_call, others, named) in enumerate(waiting):
+                result = layer_call(hidden, *others[1:], **named)
                 if number + 1 == len(waiting):
                     return result
                 hidden = result[0] if isinstance(result, tuple) else result
@@ -211,4 +219,4 @@ class _InSegment:
         call = super().__call__  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return call(*args, **kwargs)
-        return self._graphmem_segment.call(self, call, args, kwargs)  # type: ignore[arg-type]
+        return self._graphmem_segment.call(self, call, args, kwargs)

@@ -88,7 +88,11 @@ def _made(buffer: Buffer, alive: dict[int, Any]) -> torch.Tensor:
 
 def _seen(tensor: Any, as_: Buffer) -> Any:
     """The buffer's memory in another geometry."""
-    if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.stride(), tensor.dtype) == (as_.size, as_.stride, as_.dtype):
+    if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.stride(), tensor.dtype) == (
+        as_.size,
+        as_.stride,
+        as_.dtype,
+    ):
         return tensor
     same = tensor if tensor.dtype == as_.dtype else tensor.view(-1).view(as_.dtype)
     return same.as_strided(as_.size, as_.stride)
@@ -102,7 +106,7 @@ def program_of(graph: torch.fx.Graph) -> Program:
     nodes = list(graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     (output,) = [node for node in nodes if node.op == "output"]
-    results = [node for node in pytree.tree_leaves(output.args[0])]
+    results = list(pytree.tree_leaves(output.args[0]))
     written = _written(nodes, results)
     numbers: dict[Any, int] = {node: number for number, node in enumerate(placeholders)}
     buffers = [_geometry(node) for node in placeholders]
@@ -124,7 +128,10 @@ def program_of(graph: torch.fx.Graph) -> Program:
         numbers[node] = len(buffers)
         buffers.append(_geometry(node))
         kernels.append(([numbers[node]], needed, _is_extern(node), _name(node) in _PRODUCTS))
-    outputs = [None if not isinstance(node, torch.fx.Node) else (_owner(node, numbers, sources), _geometry(node)) for node in results]
+    outputs = [
+        None if not isinstance(node, torch.fx.Node) else (_owner(node, numbers, sources), _geometry(node))
+        for node in results
+    ]
     kept = {found[0] for found in outputs if found is not None}
     last: dict[int, int] = {}
     for position, (_, needed, _, _) in enumerate(kernels):
@@ -182,9 +189,7 @@ def _written(nodes: Sequence[Any], results: Sequence[Any]) -> set[Any]:
                 found.add(node)
             for source in node.all_input_nodes:
                 realize(source)
-        elif _name(node) in _REDUCTIONS and not _several(node):
-            found.add(node)
-        elif _is_item(node):
+        elif (_name(node) in _REDUCTIONS and not _several(node)) or _is_item(node):
             found.add(node)
     for node in results:
         if isinstance(node, torch.fx.Node):
@@ -196,12 +201,18 @@ def _is_extern(node: Any) -> bool:
     """A library's call or a kernel of its own. A scatter into a constant is elementwise (inductor's scatter_upon_const_tensor)."""
     name = _name(node)
     into = node.all_input_nodes[0] if node.all_input_nodes else None
-    return name in _EXTERN and not (name == "scatter" and into is not None and _name(into) in ("full", "full_like", "zeros"))
+    return name in _EXTERN and not (
+        name == "scatter" and into is not None and _name(into) in ("full", "full_like", "zeros")
+    )
 
 
 def _is_item(node: Any) -> bool:
     """One of several results of a library's call."""
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem" and isinstance(node.meta.get("val"), torch.Tensor)
+    return (
+        node.op == "call_function"
+        and getattr(node.target, "__name__", "") == "getitem"
+        and isinstance(node.meta.get("val"), torch.Tensor)
+    )
 
 
 def _several(node: Any) -> bool:
@@ -216,7 +227,10 @@ def _is_view(node: Any) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None or _is_item(node):
         return False
-    return any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns) or _name(node) == "_unsafe_view"
+    return (
+        any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
+        or _name(node) == "_unsafe_view"
+    )
 
 
 def _geometry(node: Any) -> Buffer:
@@ -240,7 +254,7 @@ class Compiled(nn.Module):
         """One tensor."""
         state = [*self.compiled.parameters(), *self.compiled.buffers()]
         given = [*state, *(value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor))]
-        return _Run.apply(self, *given)  # type: ignore[no-any-return]
+        return _Run.apply(self, *given)
 
 
 class _Run(torch.autograd.Function):
@@ -248,8 +262,10 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, compiled: Compiled, *given: Any) -> torch.Tensor:
         result, *saved = compiled._forward.run(list(given))
         ctx.compiled, ctx.count = compiled, len(given)
-        ctx.saved = saved  # as AOTAutograd's runtime does, dropped one by one as backward's kernels are through with them
-        return result.detach()  # type: ignore[no-any-return]
+        ctx.saved = (
+            saved  # as AOTAutograd's runtime does, dropped one by one as backward's kernels are through with them
+        )
+        return result.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
@@ -311,18 +327,22 @@ def compiled(
     state = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
 
     def run(values: list[torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.func.functional_call(whole, dict(zip(state, values, strict=True)), tuple(tensors))  # type: ignore[no-any-return]
+        return torch.func.functional_call(whole, dict(zip(state, values, strict=True)), tuple(tensors))
 
     traced = aot_function(
         run, fw_compiler=take, bw_compiler=take, partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table()
     )  # fmt: skip
     try:
-        inputs = [flat[position].detach().to("meta").requires_grad_(flat[position].requires_grad) for position in positions]
+        inputs = [
+            flat[position].detach().to("meta").requires_grad_(flat[position].requires_grad) for position in positions
+        ]
         traced(list(state.values()), inputs).sum().backward()
     except GraphmemError:
         raise
     except Exception as error:
-        raise GraphmemError(f"--compile: AOTAutograd cannot trace {type(module).__name__} ({first_line(error)})") from error
+        raise GraphmemError(
+            f"--compile: AOTAutograd cannot trace {type(module).__name__} ({first_line(error)})"
+        ) from error
     forward, backward = (program_of(graph.graph) for graph in graphs)
     return Compiled(module, forward, backward, [parameter.requires_grad for parameter in module.parameters()])
 
@@ -347,7 +367,7 @@ def _nll_loss(
     reduction: str = "mean",
 ) -> torch.Tensor:  # fmt: skip
     """``aten::nll_loss`` has no derivative where functional tensors lie on meta; what it is made of has."""
-    return aten.nll_loss_forward(input, target, weight, _REDUCTION[reduction], ignore_index)[0]  # type: ignore[no-any-return]
+    return aten.nll_loss_forward(input, target, weight, _REDUCTION[reduction], ignore_index)[0]
 
 
 def _cross_entropy(
@@ -355,6 +375,10 @@ def _cross_entropy(
     reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     if label_smoothing or target.is_floating_point():
-        raise GraphmemError("--compile: cross-entropy with label smoothing or class probabilities is not modelled; drop --compile")
+        raise GraphmemError(
+            "--compile: cross-entropy with label smoothing or class probabilities is not modelled; drop --compile"
+        )
     flat = input if input.dim() == 2 else input.movedim(1, -1).reshape(-1, input.shape[1])
-    return _nll_loss(torch.log_softmax(flat, -1), target.reshape(-1), weight, ignore_index=ignore_index, reduction=reduction)
+    return _nll_loss(
+        torch.log_softmax(flat, -1), target.reshape(-1), weight, ignore_index=ignore_index, reduction=reduction
+    )

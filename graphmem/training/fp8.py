@@ -30,11 +30,17 @@ def in_fp8(model: nn.Module, style: Fp8) -> str:
     head = find() if find is not None else None
     mixin, done = (_Torchao if style == "torchao" else _TransformerEngine), 0
     for module in list(model.modules()):
-        if type(module) is nn.Linear and module is not head and not any(side % _MULTIPLE for side in module.weight.shape):
+        if (
+            type(module) is nn.Linear
+            and module is not head
+            and not any(side % _MULTIPLE for side in module.weight.shape)
+        ):
             module.__class__ = _MIXED[mixin]
             done += 1
     if not done:
-        raise GraphmemError(f"recipe fp8: {type(model).__name__} has no linear layer with sides that are multiples of {_MULTIPLE}")
+        raise GraphmemError(
+            f"recipe fp8: {type(model).__name__} has no linear layer with sides that are multiples of {_MULTIPLE}"
+        )
     return f"{done} linear layers in fp8 ({'torchao' if style == 'torchao' else 'Transformer Engine'})"
 
 
@@ -120,4 +126,7 @@ class _TransformerEngine:
         return result if self.bias is None else result + self.bias.to(dtype)  # type: ignore[attr-defined]
 
 
-_MIXED = {mixin: type("Linear", (mixin, nn.Linear), {"__module__": nn.Linear.__module__}) for mixin in (_Torchao, _TransformerEngine)}
+_MIXED = {
+    mixin: type("Linear", (mixin, nn.Linear), {"__module__": nn.Linear.__module__})
+    for mixin in (_Torchao, _TransformerEngine)
+}

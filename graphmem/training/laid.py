@@ -28,7 +28,7 @@ class Laid(torch.optim.Optimizer):
         self._shared: list[torch.Tensor] = []
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         """One parameter after the other, or all at once where the layout says so."""
         alive: list[torch.Tensor] = []
         for group in self.param_groups:
@@ -57,10 +57,14 @@ class Laid(torch.optim.Optimizer):
         return alive
 
 
-def paged_bytes(parameters: Iterable[torch.Tensor], layout: Layout, options: Mapping[str, Any], roles: Mapping[int, Role]) -> int:
+def paged_bytes(
+    parameters: Iterable[torch.Tensor], layout: Layout, options: Mapping[str, Any], roles: Mapping[int, Role]
+) -> int:
     """Bytes of states in unified memory, beside PyTorch's allocator."""
     given = {**layout.options, **options}
-    parts = [part for parameter in parameters for part in layout.states(weight_of(parameter, roles), given) if part.paged]
+    parts = [
+        part for parameter in parameters for part in layout.states(weight_of(parameter, roles), given) if part.paged
+    ]
     return sum(math.prod(part.shape) * getattr(torch, part.dtype).itemsize for part in parts)
 
 

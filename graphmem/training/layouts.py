@@ -201,7 +201,11 @@ def _svd(weight: Weight, options: Options) -> Parts:
     rows, columns = weight.shape
     short = min(rows, columns)
     copy = () if weight.dtype == "float32" else (Part("gradient", weight.shape, "float32"),)
-    factors = (Part("U", (rows, short), "float32"), Part("S", (short,), "float32"), Part("Vh", (short, columns), "float32"))
+    factors = (
+        Part("U", (rows, short), "float32"),
+        Part("S", (short,), "float32"),
+        Part("Vh", (short, columns), "float32"),
+    )
     return (*copy, *factors)
 
 

@@ -6,7 +6,7 @@ allocate (Hsu et al. 2024, "Liger Kernel", section 3.2): gradients are made in f
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +14,8 @@ from torch.nn import functional
 
 from graphmem.errors import GraphmemError
 
-LossHead = Literal["full", "chunked", "fused"]
 
-
-def with_loss_head(model: nn.Module, head: LossHead) -> None:
+def with_loss_head(model: nn.Module, head: str) -> None:
     """Make a language model of transformers compute its loss in chunks, in place: its head hands hidden states on, its loss does the rest.
 
     Raises:
@@ -26,16 +24,25 @@ def with_loss_head(model: nn.Module, head: LossHead) -> None:
     if head == "full":
         return
     if head == "chunked" and not hasattr(nn, "LinearCrossEntropyOptions"):
-        raise GraphmemError("--loss chunked: torch.nn.functional.linear_cross_entropy came with PyTorch 2.13; use --loss fused")
+        raise GraphmemError(
+            "--loss chunked: torch.nn.functional.linear_cross_entropy came with PyTorch 2.13; use --loss fused"
+        )
     owner: Any = model
     find = getattr(owner, "get_output_embeddings", None)
     layer = find() if find is not None else None
-    causal = hasattr(owner, "loss_function") and owner.loss_type in ("ForCausalLM", None)  # None: the default, which is that
+    causal = hasattr(owner, "loss_function") and owner.loss_type in (
+        "ForCausalLM",
+        None,
+    )  # None: the default, which is that
     encoder_decoder = getattr(getattr(owner, "config", None), "is_encoder_decoder", False)
     if not isinstance(layer, nn.Linear) or not causal or encoder_decoder or not hasattr(owner, "generate"):
-        raise GraphmemError(f"--loss {head}: {type(owner).__name__} is no causal language model with a linear head; use --loss full")
+        raise GraphmemError(
+            f"--loss {head}: {type(owner).__name__} is no causal language model with a linear head; use --loss full"
+        )
     if getattr(owner.config.get_text_config(), "final_logit_softcapping", None):
-        raise GraphmemError(f"--loss {head}: {type(owner).__name__} caps its logits, which only full logits allow; use --loss full")
+        raise GraphmemError(
+            f"--loss {head}: {type(owner).__name__} caps its logits, which only full logits allow; use --loss full"
+        )
     layer.__class__ = type(type(layer).__name__, (_HandsOn, type(layer)), {"__module__": type(layer).__module__})
     owner.loss_function = _LossOfHidden(head, layer)
 
@@ -50,7 +57,7 @@ class _HandsOn:
 class _LossOfHidden:
     """Stands for a model's ``loss_function``; its logits are hidden states."""
 
-    def __init__(self, head: LossHead, layer: nn.Linear) -> None:
+    def __init__(self, head: str, layer: nn.Linear) -> None:
         self.head, self.layer = head, layer
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **_: Any) -> torch.Tensor:
@@ -69,7 +76,7 @@ def chunked(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) ->
 
 def fused_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Liger's: ``hidden`` [tokens, width], ``weight`` [vocabulary, width] → scalar."""
-    return _FusedLinear.apply(hidden, weight, target)  # type: ignore[no-any-return]
+    return _FusedLinear.apply(hidden, weight, target)
 
 
 def chunk_rows(tokens: int, width: int, vocabulary: int) -> int:
@@ -93,7 +100,10 @@ class _FusedLinear(torch.autograd.Function):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
         buffer = hidden.new_empty((rows, weight.shape[0]), dtype=dtype)
         for first in range(0, tokens, rows):
-            chunk, table = hidden[first : first + rows].to(dtype), weight.to(dtype)  # copies under autocast, a pair a chunk
+            chunk, table = (
+                hidden[first : first + rows].to(dtype),
+                weight.to(dtype),
+            )  # copies under autocast, a pair a chunk
             logits = torch.mm(chunk, table.t(), out=buffer[: chunk.shape[0]])
             if grad_hidden.dtype == dtype:
                 torch.mm(logits, table, out=grad_hidden[first : first + rows])

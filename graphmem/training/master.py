@@ -10,6 +10,7 @@ import torch
 
 from graphmem.training.layouts import Role
 
+
 class MasterWeights(torch.optim.Optimizer):
     """An optimizer over fp32 copies of the parameters.
 
@@ -30,7 +31,11 @@ class MasterWeights(torch.optim.Optimizer):
         self._flat = flat
         with torch.no_grad():
             # What is in fp32 already (adapters) is its own master.
-            self._masters = [_flattened(self._model)] if flat else [p if p.dtype == torch.float32 else _copied(p) for p in self._model]
+            self._masters = (
+                [_flattened(self._model)]
+                if flat
+                else [p if p.dtype == torch.float32 else _copied(p) for p in self._model]
+            )
         self._buffer = _like_all(self._model) if fp32_gradients else None
         self._gradients = _views(self._buffer, self._model) if self._buffer is not None else []
         pairs = () if flat else zip(self._model, self._masters, strict=True)
@@ -59,7 +64,7 @@ class MasterWeights(torch.optim.Optimizer):
         torch.nn.utils.clip_grad_norm_(self._masters, max_norm)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         self._give_gradients()
         self._inner.step()
         sources = _views(self._masters[0], self._model) if self._flat else self._masters
@@ -76,7 +81,10 @@ class MasterWeights(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _give_gradients(self) -> None:
-        if any(master.grad is not None and master is not owner for master, owner in zip(self._masters, self._model, strict=False)):
+        if any(
+            master.grad is not None and master is not owner
+            for master, owner in zip(self._masters, self._model, strict=False)
+        ):
             return  # clipping has
         if self._flat:
             buffer = self._buffer if self._buffer is not None else _like_all(self._model)
@@ -147,4 +155,3 @@ def _flattened(parameters: Sequence[torch.Tensor]) -> torch.nn.Parameter:
 def _views(buffer: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     parts = buffer.detach().split([math.prod(parameter.shape) for parameter in parameters])
     return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
-

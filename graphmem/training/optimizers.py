@@ -131,7 +131,9 @@ def roles_of(module: nn.Module) -> dict[int, Role]:
         if linear and isinstance(weight, nn.Parameter) and weight.dim() == 2:
             roles[id(weight)] = "matrix"
     tables = [child.weight for child in module.modules() if isinstance(child, nn.Embedding)]
-    return roles | {id(weight): "embedding" for weight in [*tables, getattr(head, "weight", None)] if weight is not None}
+    return roles | {
+        id(weight): "embedding" for weight in [*tables, getattr(head, "weight", None)] if weight is not None
+    }
 
 
 def known_names() -> list[str]:
@@ -141,7 +143,9 @@ def known_names() -> list[str]:
 
 def _torch_classes() -> list[str]:
     return sorted(
-        name for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name not in ("Optimizer", "SparseAdam")
+        name
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type) and name not in ("Optimizer", "SparseAdam")
     )
 
 
@@ -163,17 +167,27 @@ def optimizer_named(text: str, device: str = "cuda") -> Chosen:
     if name == "AdamWFp32States":
         by_name[name.lower()] = name
     if name.lower() == "sparseadam":
-        raise GraphmemError("optimizer 'SparseAdam': takes sparse gradients, which have no size before the step; use Adam")
+        raise GraphmemError(
+            "optimizer 'SparseAdam': takes sparse gradients, which have no size before the step; use Adam"
+        )
     if name.lower() not in by_name:
         raise GraphmemError(f"optimizer {name!r}: {nearest(name, by_name.values())}")
     name = by_name[name.lower()]
     layout = next((one for one in LAYOUTS if one.name == name), None)
-    allowed = list(layout.options) if layout is not None else list(inspect.signature(getattr(torch.optim, name)).parameters)[1:]
+    allowed = (
+        list(layout.options)
+        if layout is not None
+        else list(inspect.signature(getattr(torch.optim, name)).parameters)[1:]
+    )
     for option in options:
         if option not in allowed:
-            raise GraphmemError(f"optimizer {name} has no option {option!r}: {nearest(option, allowed) if allowed else 'it has none'}")
+            raise GraphmemError(
+                f"optimizer {name} has no option {option!r}: {nearest(option, allowed) if allowed else 'it has none'}"
+            )
     if options.get("fused") and device != "cuda":
-        raise GraphmemError(f"optimizer {name}(fused=True): the fused kernels that graphmem knows are CUDA's; drop it for {device}")
+        raise GraphmemError(
+            f"optimizer {name}(fused=True): the fused kernels that graphmem knows are CUDA's; drop it for {device}"
+        )
     if options.get("fused") and options.get("foreach"):
         raise GraphmemError(f"optimizer {name}: fused and foreach exclude each other; use one")
     chosen = Chosen(name, options, layout)

@@ -40,7 +40,9 @@ def prepared(module: nn.Module, training: Training) -> tuple[nn.Module, list[str
         paths = quantize(model, training.load_in, compute)
         if not paths:
             raise GraphmemError(f"load-in {training.load_in}: {type(module).__name__} has no linear layers to quantize")
-        said.append(f"{len(paths)} linear layers stored as {training.load_in}, computing in {str(compute).removeprefix('torch.')}")
+        said.append(
+            f"{len(paths)} linear layers stored as {training.load_in}, computing in {str(compute).removeprefix('torch.')}"
+        )
     with_loss_head(model, training.loss_head)
     if training.loss_head != "full":
         said.append(f"loss: linear layer and cross-entropy, {training.loss_head}")
@@ -106,6 +108,10 @@ class Maker:
     def basis(self) -> Basis:
         """How the optimizer's memory is known."""
         return self.chosen.basis if isinstance(self.chosen, Chosen) else "traced"
+
+    def __call__(self, parameters: Any) -> Any:
+        """Where only parameters are known, as for an adapter's own."""
+        return self._make(parameters, {})
 
     def of_module(self, parameters: list[nn.Parameter], module: nn.Module) -> Any:
         """The protocol of `tracing.loop`."""

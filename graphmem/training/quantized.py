@@ -6,14 +6,13 @@ come and go. The weight itself is never trained, so autograd keeps no input for 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from graphmem.parameters.schemes import SCHEMES, Part
 
-LoadIn = Literal["nf4", "nf4-double", "int8"]
 _SCHEME: dict[str, str] = {"nf4": "nf4", "nf4-double": "nf4-double", "int8": "llm-int8"}
 _TORCH = {"U8": torch.uint8, "I8": torch.int8, "F32": torch.float32}
 _BLOCK = 64
@@ -22,7 +21,7 @@ _BLOCK = 64
 class QuantizedLinear(nn.Linear):
     """An ``nn.Linear`` whose weight is packed. ``dtype``: what it was, and what it is dequantized to."""
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, inputs: int, outputs: int, load_in: LoadIn) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, inputs: int, outputs: int, load_in: str) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = inputs, outputs
         self.compute_dtype = dtype
@@ -45,7 +44,7 @@ class Linear4bit(QuantizedLinear):
         """bitsandbytes/nn/modules.py: the input takes the compute dtype, the result the input's."""
         x = input.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(self.compute_dtype)
-        return _Product4bit.apply(x, bias, self).to(input.dtype)  # type: ignore[no-any-return]
+        return _Product4bit.apply(x, bias, self).to(input.dtype)
 
     def maxima(self) -> torch.Tensor | None:
         """The block maxima in fp32 ``[blocks]``, where double quantization has them packed."""
@@ -83,7 +82,7 @@ class Linear8bit(QuantizedLinear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """bitsandbytes/nn/modules.py."""
-        return _Product8bit.apply(input, self)  # type: ignore[no-any-return]
+        return _Product8bit.apply(input, self)
 
 
 class _Product8bit(torch.autograd.Function):
@@ -122,7 +121,7 @@ def _dtype_of(part: Part) -> torch.dtype:
     return _TORCH[part.dtype.name]
 
 
-def quantize(model: nn.Module, load_in: LoadIn, dtype: torch.dtype) -> list[str]:
+def quantize(model: nn.Module, load_in: str, dtype: torch.dtype) -> list[str]:
     """Replace every linear layer but the output head, in place, as transformers does when it loads; returns their paths.
 
     Args:

@@ -59,22 +59,51 @@ def _figures(run: TrainingRun) -> Iterator[Figure]:
             "fits", f"Fits on {trace.device.name}", said, "text", "calibrated",
             f"{format_bytes(trace.device.memory)} as torch sees it, less what is reserved and the CUDA context",
         )  # fmt: skip
-        yield Figure("margin", "Left on the GPU" if run.fits else "Over by", abs(run.margin or 0), "bytes", "calibrated")
+        yield Figure(
+            "margin", "Left on the GPU" if run.fits else "Over by", abs(run.margin or 0), "bytes", "calibrated"
+        )
     yield Figure("parameters", "Parameters", run.parameters, "count", "built")
     if run.trained != run.parameters:
-        yield Figure("trained", "Trained", run.trained, "count", "built", f"{run.trained / max(run.parameters, 1):.4%} of all")
+        yield Figure(
+            "trained", "Trained", run.trained, "count", "built", f"{run.trained / max(run.parameters, 1):.4%} of all"
+        )
     yield Figure("model", "Model", trace.start, "bytes", "traced", "parameters, buffers and inputs")
-    yield Figure("peak", "Peak allocated", trace.peak, "bytes", run.optimizer_basis, f"every block rounded up to {trace.device.rounding} B")
+    yield Figure(
+        "peak",
+        "Peak allocated",
+        trace.peak,
+        "bytes",
+        run.optimizer_basis,
+        f"every block rounded up to {trace.device.rounding} B",
+    )
     if trace.device.type == "cuda":
-        yield from (figure for figure in reserved_tables.figures(trace, run.unlimited) if figure.key in ("reserved", "driver", "driver_loaded"))
+        yield from (
+            figure
+            for figure in reserved_tables.figures(trace, run.unlimited)
+            if figure.key in ("reserved", "driver", "driver_loaded")
+        )
     op = trace.peak_op
     if op is not None:
         where = ", ".join(part for part in (op.phase, op.module, op.name, op.line) if part)
         yield Figure("peak_where", "Peak at", where, "text", "traced")
-    yield Figure("saved", "Kept for backward", kept_for_backward(trace), "bytes", "traced", "activations that are there when forward is over")
-    yield Figure("states", "Optimizer states", _of_kind(run, "optimizer"), "bytes", run.optimizer_basis)  # type: ignore[arg-type]
+    yield Figure(
+        "saved",
+        "Kept for backward",
+        kept_for_backward(trace),
+        "bytes",
+        "traced",
+        "activations that are there when forward is over",
+    )
+    yield Figure("states", "Optimizer states", _of_kind(run, "optimizer"), "bytes", run.optimizer_basis)
     if run.paged:
-        yield Figure("paged", "Paged optimizer states", run.paged, "bytes", "formula", "unified memory, beside PyTorch's allocator; in host memory where the GPU is full")
+        yield Figure(
+            "paged",
+            "Paged optimizer states",
+            run.paged,
+            "bytes",
+            "formula",
+            "unified memory, beside PyTorch's allocator; in host memory where the GPU is full",
+        )
     if run.job.training.offload:
         yield Figure("offloaded", "Activations in host memory", offloaded(trace), "bytes", "traced")
     yield from _compute(run)
@@ -86,7 +115,14 @@ def _compute(run: TrainingRun) -> Iterator[Figure]:
     once = sum(counted.values()) - again
     if not once:
         return
-    yield Figure("flops", "Compute of a step", sum(counted.values()), "count", "traced", "floating-point operations of products and attention")
+    yield Figure(
+        "flops",
+        "Compute of a step",
+        sum(counted.values()),
+        "count",
+        "traced",
+        "floating-point operations of products and attention",
+    )
     if again:
         forward = counted.get("forward", 0) + counted.get("loss", 0)
         yield Figure(
@@ -129,13 +165,20 @@ def _stages(found: list[StagePeak]) -> Table:
 
 def _by_precision(run: TrainingRun) -> Table:
     """The stages under each recipe, as accelerate's table has them by dtype."""
-    columns = (Column("recipe", "Recipe"), *(Column(stage.replace(" ", "_"), stage.capitalize(), "bytes") for stage in STAGES), Column("peak", "Peak", "bytes"))
+    columns = (
+        Column("recipe", "Recipe"),
+        *(Column(stage.replace(" ", "_"), stage.capitalize(), "bytes") for stage in STAGES),
+        Column("peak", "Peak", "bytes"),
+    )
     rows: list[Row] = []
     for key in PRECISIONS:
         training = replace(run.job.training, recipe=key)
         other = run if run.job.training.recipe == key else run.again(training)
         found = stages(other.trace)
-        most = [max((peak.peak for peak in found if peak.stage == stage and (stage != "model" or not peak.step)), default=0) for stage in STAGES]
+        most = [
+            max((peak.peak for peak in found if peak.stage == stage and (stage != "model" or not peak.step)), default=0)
+            for stage in STAGES
+        ]
         rows.append((key, *most, other.peak))
     return Table("precisions", "Stages by precision", columns, tuple(rows), "traced")
 
@@ -149,7 +192,11 @@ def _changes(run: TrainingRun) -> Table:
     )  # fmt: skip
     tried = changes(run)
     rows = tuple((one.what, one.cost, one.run.reserved, one.saving, "yes" if one.run.fits else "no") for one in tried)
-    notes = () if any(one.run.fits for one in tried) else ("none of these, nor all together, makes it fit: take a larger GPU or several",)
+    notes = (
+        ()
+        if any(one.run.fits for one in tried)
+        else ("none of these, nor all together, makes it fit: take a larger GPU or several",)
+    )
     return Table("changes", "What would make it fit, the cheapest first", columns, rows, "simulated", None, notes)
 
 

@@ -100,10 +100,14 @@ class TrainingRun:
         reserved = self.limited.peak_reserved if self.fits and self.limited is not None else self.reserved
         return memory - self.trace.device.context_size - reserved
 
-    def again(self, training: Training | None = None, choices: Choices | None = None, base: Workload | None = None) -> TrainingRun:
+    def again(
+        self, training: Training | None = None, choices: Choices | None = None, base: Workload | None = None
+    ) -> TrainingRun:
         """The same run with something else changed."""
         job = self.job
-        return trained(replace(job, training=training or job.training, choices=choices or job.choices, base=base or job.base))
+        return trained(
+            replace(job, training=training or job.training, choices=choices or job.choices, base=base or job.base)
+        )
 
     def report(self, by: str | None = None, top: int | None = None, compare_rules: bool = False) -> Report:
         """What ``graphmem train`` prints."""
@@ -138,7 +142,9 @@ def trained(job: Job) -> TrainingRun:
     traced_as = model
     if training.compile:
         traced_as, workload = _compiled(model, given, named, workload, job.device)
-        said.append("compiled: what is saved is AOTAutograd's choice; elementwise work is fused as inductor's main rules have it")
+        said.append(
+            "compiled: what is saved is AOTAutograd's choice; elementwise work is fused as inductor's main rules have it"
+        )
     trace = trace_module(traced_as, given, named, workload, job.device, name)
     maker = workload.optimizer
     assert isinstance(maker, Maker)
@@ -190,7 +196,11 @@ def _words(trace: Trace, training: Training, job: Job) -> dict[str, str]:
     """The settings of the trace and those of the training, for people."""
     said = dict(trace.settings)
     recipe = training.precision
-    said["recipe"] = f"{recipe.key}: {recipe.title}" if recipe is not None else "none: weights as they are, states as the optimizer makes them"
+    said["recipe"] = (
+        f"{recipe.key}: {recipe.title}"
+        if recipe is not None
+        else "none: weights as they are, states as the optimizer makes them"
+    )
     if training.accumulation > 1:
         said["accumulation"] = f"{training.accumulation} micro-batches a step"
     said["gradients"] = "dropped after each step" if training.set_to_none else "kept and zeroed"
@@ -208,7 +218,7 @@ def _words(trace: Trace, training: Training, job: Job) -> dict[str, str]:
 
 def _positions(model: torch.nn.Module, kwargs: dict[str, Any]) -> list[str]:
     """A sequence longer than the model was made for."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     most = getattr(text, "max_position_embeddings", None)
     ids = kwargs.get("input_ids")
@@ -220,7 +230,7 @@ def _positions(model: torch.nn.Module, kwargs: dict[str, Any]) -> list[str]:
 
 
 def _sizes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads"}
     found = {key: value for key, name in names.items() if isinstance(value := getattr(text, name, None), int)}

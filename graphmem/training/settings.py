@@ -46,25 +46,42 @@ class Training:
     steps: int = 2
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("load-in", self.load_in, get_args(LoadIn)), ("loss", self.loss_head, get_args(LossHead))):
+        for name, value, allowed in (
+            ("load-in", self.load_in, get_args(LoadIn)),
+            ("loss", self.loss_head, get_args(LossHead)),
+        ):
             if value is not None and value not in allowed:
                 raise GraphmemError(f"{name} {value!r}: {nearest(str(value), allowed)}")
         recipe = self.precision
         if self.load_in and self.adapter is None:
-            raise GraphmemError(f"load-in {self.load_in}: quantized weights are not trained; add an adapter (--adapter lora)")
+            raise GraphmemError(
+                f"load-in {self.load_in}: quantized weights are not trained; add an adapter (--adapter lora)"
+            )
         if self.load_in and recipe is not None and (recipe.master or recipe.fp8):
-            raise GraphmemError(f"load-in {self.load_in} and recipe {recipe.key!r} exclude each other: quantized weights have no {'fp8 products' if recipe.fp8 else 'master copy'}")
+            raise GraphmemError(
+                f"load-in {self.load_in} and recipe {recipe.key!r} exclude each other: quantized weights have no {'fp8 products' if recipe.fp8 else 'master copy'}"
+            )
         if self.optimizer_in_backward:
             self._check_in_backward(recipe)
         if self.flat_buffers and (recipe is None or not recipe.master):
             raise GraphmemError("flat buffers: are those of a recipe with fp32 master weights; add --recipe mixed")
         if recipe is not None and recipe.optimizer and self.optimizer is not None:
-            raise GraphmemError(f"recipe {recipe.key!r} is about {recipe.optimizer}; drop --optimizer, or use --recipe bf16")
+            raise GraphmemError(
+                f"recipe {recipe.key!r} is about {recipe.optimizer}; drop --optimizer, or use --recipe bf16"
+            )
         if recipe is not None and recipe.fp32_states and self.optimizer not in (None, "AdamW"):
-            raise GraphmemError(f"recipe {recipe.key!r} is about AdamW; use --recipe bf16 with --optimizer {self.optimizer}")
-        for name, given in (("checkpointing", self.checkpointing), ("offload", self.offload), ("load-in", self.load_in)):
+            raise GraphmemError(
+                f"recipe {recipe.key!r} is about AdamW; use --recipe bf16 with --optimizer {self.optimizer}"
+            )
+        for name, given in (
+            ("checkpointing", self.checkpointing),
+            ("offload", self.offload),
+            ("load-in", self.load_in),
+        ):
             if self.compile and given:
-                raise GraphmemError(f"compile and {name} together are not modelled: drop one; compiled graphs choose themselves what they recompute")
+                raise GraphmemError(
+                    f"compile and {name} together are not modelled: drop one; compiled graphs choose themselves what they recompute"
+                )
         if self.steps < 1:
             raise GraphmemError(f"steps {self.steps}: must be 1 or more")
 
@@ -75,7 +92,9 @@ class Training:
         }  # fmt: skip
         for name, given in others.items():
             if given:
-                raise GraphmemError(f"optimizer in backward and {name} exclude each other: no gradient lives until the end of backward")
+                raise GraphmemError(
+                    f"optimizer in backward and {name} exclude each other: no gradient lives until the end of backward"
+                )
 
     @property
     def precision(self) -> Recipe | None:

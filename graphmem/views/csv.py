@@ -1,4 +1,4 @@
-"""The finest table of a Report as CSV: a row a tensor, or a row an allocation or release, or a measured figure; what every printed total is a sum of."""
+"""The finest table of a Report as CSV: a row a tensor, or a row an allocation or release, a measured figure or a stage of training; what every printed total is a sum of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 
 from graphmem.report import Report, Table
 
-KEYS = ("tensors", "timeline", "measured")
+KEYS = ("tensors", "timeline", "measured", "stages")
 
 
 def render(report: Report) -> str:

@@ -123,7 +123,11 @@ def _litgpt_trace(device: Device, shape: litgpt.Shape, batch: int, linear: Calla
 
 def _litgpt(row: str, gigabytes: float, shape: litgpt.Shape, batch: int = 1, stored: str = "bf16") -> PublishedCase:
     """A row of lit-gpt's table: ``max_memory_allocated`` in 10^9 bytes of LoRA r=8 on q and v; the first batch is the longest."""
-    linear = {"bf16": litgpt.frozen, "nf4": litgpt_nf4.quantized(double=False), "nf4-dq": litgpt_nf4.quantized(double=True)}[stored]
+    linear = {
+        "bf16": litgpt.frozen,
+        "nf4": litgpt_nf4.quantized(double=False),
+        "nf4-dq": litgpt_nf4.quantized(double=True),
+    }[stored]
     return PublishedCase(
         row, _LITGPT, "allocated", round(gigabytes * 1e9), "", "2.1",
         f"{_NAMES[shape]}, LoRA r=8 on q and v, base {stored}, {batch} × {shape.longest} tokens, AdamW, bf16; confidence high",

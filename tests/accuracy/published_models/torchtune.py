@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from graphmem.tracing.device import Device
-from graphmem.tracing.offload import offloaded
+from graphmem.tracing.offload import SMALLEST
 from graphmem.training.compiled import Compiled, compiled
 
 _LAYERS, _WIDTH, _HEADS, _GROUPS, _INNER, _VOCABULARY = 28, 3072, 24, 8, 8192, 128256
@@ -115,10 +115,10 @@ class _Norm(nn.Module):
         return scaled * self.scale
 
 
-def _turned(x: torch.Tensor, cache: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Rotary positions, each sample's from 0, in float32."""
+def _turned(x: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Rotary positions in float32; ``found``: the cache at the tokens' positions."""
     wide = x.float().reshape(*x.shape[:-1], -1, 2)
-    found = cache[positions].view(-1, wide.size(1), 1, wide.size(3), 2)
+    found = found.view(-1, wide.size(1), 1, wide.size(3), 2)
     real = wide[..., 0] * found[..., 0] - wide[..., 1] * found[..., 1]
     imaginary = wide[..., 1] * found[..., 0] + wide[..., 0] * found[..., 1]
     return torch.stack([real, imaginary], -1).flatten(3).type_as(x)
@@ -131,11 +131,11 @@ class _Heads(nn.Module):
         super().__init__()
         self.linear, self.heads, self.rotary = linear, heads, rotary
 
-    def forward(self, x: torch.Tensor, cache: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
         x = self.linear(x).view(batch, tokens, self.heads, _SIZE)
         if self.rotary:
-            x = _turned(x, cache, positions)
+            x = _turned(x, found)
         x = x.transpose(1, 2)
         if self.heads == _HEADS:
             return x
@@ -204,7 +204,8 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         normed = self.norm(x)
-        q, k, v = (part(normed, cache, positions) for part in (self.q, self.k, self.v))
+        found = cache[positions]  # saved once, for queries and keys
+        q, k, v = (part(normed, found) for part in (self.q, self.k, self.v))
         attended = self.output(_Flex.apply(q, k, v))
         return self.rest(attended, x)
 
@@ -217,11 +218,10 @@ class Layer(nn.Module):
             return
         hidden = torch.empty(_BATCH, _TOKENS, _WIDTH, dtype=torch.bfloat16, device="meta", requires_grad=True)
         heads = hidden.detach().view(_BATCH, _TOKENS, _HEADS, _SIZE).transpose(1, 2).requires_grad_()
-        cache = torch.empty(_LONGEST, _SIZE // 2, 2, device="meta")
-        positions = torch.empty(_BATCH, _TOKENS, dtype=torch.int64, device="meta")
+        found = torch.empty(_BATCH, _TOKENS, _SIZE // 2, 2, device="meta")
         inputs: dict[str, tuple[torch.Tensor, ...]] = {
             "norm": (hidden,), "output": (heads,), "rest": (hidden, hidden.detach().requires_grad_()),
-            **dict.fromkeys(("q", "k", "v"), (hidden, cache, positions)),
+            **dict.fromkeys(("q", "k", "v"), (hidden, found)),
         }  # fmt: skip
         for name in parts:
             setattr(self, name, compiled(getattr(self, name), inputs[name], {}, lambda output: output, device))
@@ -230,6 +230,36 @@ class Layer(nn.Module):
 def _alike(found: Compiled, module: nn.Module) -> Compiled:
     """Another module of the same geometry, by the programs that were found for one."""
     return Compiled(module, found._forward, found._backward, found._trained)
+
+
+class _Moved:
+    """What is saved goes to the host, as torchtune's offloading has it: a second stream copies, so the last few stay until backward."""
+
+    _last = 5
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.staying: dict[int, torch.Tensor] = {}
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        self.count += 1
+        if isinstance(tensor, nn.Parameter) or tensor.numel() * tensor.element_size() < SMALLEST:
+            return tensor
+        for number in [number for number in self.staying if number <= self.count - self._last]:
+            del self.staying[number]
+        self.staying[self.count] = tensor
+        with torch._C.DisableTorchFunction():
+            return self.count, tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+    def unpack(self, packed: Any) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        number, size, stride, dtype, device = packed
+        if number in self.staying:
+            return self.staying[number]
+        self.staying.clear()
+        with torch._C.DisableTorchFunction():
+            return torch.empty_strided(size, stride, dtype=dtype, device=device)
 
 
 class _Loss(nn.Module):
@@ -269,7 +299,8 @@ class Finetuning(nn.Module):
             return F.linear(x, self.embeddings.weight)
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
-        with offloaded() if self.moved else contextlib.nullcontext():
+        to_host = _Moved()
+        with saved_tensors_hooks(to_host.pack, to_host.unpack) if self.moved else contextlib.nullcontext():
             x = self._hidden(tokens, positions)
             if self.whole:
                 return [self._head(x).float()]
