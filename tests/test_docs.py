@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,26 +17,29 @@ from graphmem.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
-_BLOCK = re.compile(r"```console\n\$ graphmem (?P<command>[^\n]*)\n(?P<output>.*?)```", re.S)
+_BLOCK = re.compile(r"```console\n(?P<body>\$ graphmem .*?)```", re.S)
 
 
 def _run(command: str) -> str:
-    args, _, head = command.partition("| head -")
-    environment = {**os.environ, "COLUMNS": "110"}
+    """What a line prints, in a shell, for its pipes."""
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "COLUMNS": "110", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        [sys.executable, "-m", "graphmem", *shlex.split(args)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
+        ["bash", "-c", command], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
     )
-    return "".join(done.stdout.splitlines(keepends=True)[: int(head) if head else None])
+    assert done.stdout, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def _rerun(block: re.Match[str]) -> str:
+    """The commands of a block, each with what it prints now."""
+    commands = [line for line in block["body"].splitlines() if line.startswith("$ graphmem ")]
+    return "```console\n" + "".join(f"{line}\n{_run(line.removeprefix('$ '))}" for line in commands) + "```"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_console_blocks_are_real(page: Path, overwrite: bool) -> None:
-    text = page.read_text()
-    fresh = _BLOCK.sub(lambda m: f"```console\n$ graphmem {m['command']}\n{_run(m['command'])}```", text)
+    fresh = _BLOCK.sub(_rerun, page.read_text())
     if overwrite:
         page.write_text(fresh)
     assert fresh == page.read_text()

@@ -27,8 +27,8 @@ PARAMETERS = LAYERS * WEIGHTS
 #: cuBLAS's workspace of the forward thread and of the autograd thread, on an A100.
 WORKSPACES = 2 * 8_519_680
 ACTIVATION = 4 * ROWS * WIDTH
-#: The loss, and that of the step before, which the loop still holds.
-LOSSES = 2 * 512
+#: The loss, a number.
+LOSSES = 512
 
 
 class Layer(nn.Module):

@@ -62,15 +62,19 @@ def run_steps(
     scaler = torch.amp.GradScaler(watch.device) if workload.trains and workload.scaler else None
     accumulate = workload.accumulation if workload.trains else 1
 
-    def pass_over() -> tuple[Any, Any]:
+    # Names of one loop, as in the user's own: what they held before goes when they are given something new.
+    output = loss = None
+
+    def pass_over() -> None:
         """Forward, loss and backward of one micro-batch."""
+        nonlocal output, loss
         watch.enter("forward")
         with (
             _saved(workload),
             _precision(workload, watch.device),
             torch.set_grad_enabled(workload.trains or workload.grad),
         ):
-            output, loss = module(*args, **kwargs), None
+            output = module(*args, **kwargs)
             if workload.trains:
                 watch.enter("loss")
                 loss = (workload.loss or partial(default_loss, assume=watch.assume))(output)
@@ -78,36 +82,35 @@ def run_steps(
                     loss = loss / accumulate
         watch.forward_over(output, loss)
         if not workload.trains:
-            return output, None
+            return
         if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
             raise GraphmemError("the loss depends on no parameter that requires a gradient; pass loss=")
-        output = output if workload.hold_output else None
+        if not workload.hold_output:
+            output = None
         watch.enter("backward")
         (loss if scaler is None else scaler.scale(loss)).backward()
-        return output, loss
 
-    output = loss = None
     for step in range(workload.steps):
         watch.begin(step)
         if optimizer is None:
-            output, loss = pass_over()
+            pass_over()
             continue
         if not _needs_closure(optimizer):
             _zero_grad(optimizer, workload, watch)
             for _ in range(accumulate):
-                output, loss = pass_over()
+                pass_over()
             watch.enter("optimizer")
             _update(optimizer, scaler, parameters, workload)
         else:
 
             def closure() -> Any:
                 _zero_grad(optimizer, workload, watch)
-                found = pass_over()[1]
+                pass_over()
                 watch.enter("optimizer")
-                return found
+                return loss
 
             watch.enter("optimizer")
-            loss = optimizer.step(closure)
+            optimizer.step(closure)
         watch.updated(optimizer)
     watch.over((output, loss, optimizer))
 

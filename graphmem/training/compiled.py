@@ -35,6 +35,8 @@ _EXTERN = (
     "_unsafe_masked_index_put_accumulate", "embedding_dense_backward",
 )  # fmt: skip
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+#: Inductor's thresholds: realize_reads_threshold, realize_acc_reads_threshold, realize_opcount_threshold (torch/_inductor/config.py).
+_MOST_READS_SHARED, _MOST_READS, _MOST_OPERATIONS = 4, 8, 30
 _REDUCTIONS = ("sum", "mean", "amax", "amin", "max", "min", "any", "all", "var_mean", "var", "argmax", "prod")
 
 
@@ -194,7 +196,55 @@ def _written(nodes: Sequence[Any], results: Sequence[Any]) -> set[Any]:
     for node in results:
         if isinstance(node, torch.fx.Node):
             realize(node)
+    _write_what_is_reused(nodes, found)
     return found
+
+
+def _write_what_is_reused(nodes: Sequence[Any], found: set[Any]) -> None:
+    """What several read, or what reads much itself, is written out in place of being computed again in every reader.
+
+    As GraphLowering.run_node does it (torch/_inductor/graph.py, with ir.py's should_realize_on_reuse and has_exceeded_max_reads).
+    """
+    reads: dict[Any, frozenset[Any]] = {}
+    inlined: dict[Any, frozenset[Any]] = {}
+
+    def inputs(node: Any) -> list[Any]:
+        """What a node is computed of, behind views."""
+        result = []
+        for source in node.all_input_nodes:
+            behind = source
+            while behind.op == "call_function" and behind not in found and _is_view(behind):
+                behind = behind.all_input_nodes[0]
+            result.append(behind)
+        return result
+
+    def heavy(node: Any, users: int) -> bool:
+        count = len(reads[node])
+        large = count + sum(_operations(other) for other in inlined[node]) > _MOST_OPERATIONS
+        return (users > 1 and (count > _MOST_READS_SHARED or large)) or (count > 1 and (count > _MOST_READS or large))
+
+    for node in nodes:
+        if node.op != "call_function" or node in found or _several(node):
+            continue
+        if _is_view(node):
+            base = inputs(node)[0] if node.all_input_nodes else None
+            if base in reads and base not in found and heavy(base, len(node.users)):
+                found.add(base)
+            continue
+        sources = inputs(node)
+        reads[node] = frozenset().union(
+            *(reads[source] if source in reads and source not in found else (source,) for source in sources)
+        )
+        inlined[node] = frozenset((node,)).union(
+            *(inlined[source] for source in sources if source in inlined and source not in found)
+        )
+        if heavy(node, len(node.users)):
+            found.add(node)
+
+
+def _operations(node: Any) -> int:
+    """About how many of inductor's operations a node is: itself and its constants."""
+    return 1 + sum(isinstance(argument, int | float) and not isinstance(argument, bool) for argument in node.args)
 
 
 def _is_extern(node: Any) -> bool:
@@ -208,11 +258,11 @@ def _is_extern(node: Any) -> bool:
 
 def _is_item(node: Any) -> bool:
     """One of several results of a library's call."""
-    return (
-        node.op == "call_function"
-        and getattr(node.target, "__name__", "") == "getitem"
-        and isinstance(node.meta.get("val"), torch.Tensor)
-    )
+    return _is_part(node) and isinstance(node.meta.get("val"), torch.Tensor) and not _is_view(node.args[0])
+
+
+def _is_part(node: Any) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
 
 
 def _several(node: Any) -> bool:
@@ -224,8 +274,10 @@ def _name(node: Any) -> str:
 
 
 def _is_view(node: Any) -> bool:
+    if _is_part(node):
+        return _is_view(node.args[0])  # a part of what was split or unbound
     schema = getattr(node.target, "_schema", None)
-    if schema is None or _is_item(node):
+    if schema is None:
         return False
     return (
         any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
@@ -262,14 +314,13 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, compiled: Compiled, *given: Any) -> torch.Tensor:
         result, *saved = compiled._forward.run(list(given))
         ctx.compiled, ctx.count = compiled, len(given)
-        ctx.saved = (
-            saved  # as AOTAutograd's runtime does, dropped one by one as backward's kernels are through with them
-        )
+        ctx.save_for_backward(*saved)  # where hooks see it: checkpointing, offloading
         return result.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        saved, ctx.saved = [*ctx.saved, grad], []
+        saved = [*ctx.saved_tensors, grad]
+        ctx.maybe_clear_saved_tensors()  # as AOTAutograd's runtime does: dropped one by one as backward's kernels are through
         found = ctx.compiled._backward.run(saved)
         found += [None] * (ctx.count - len(found))
         return (None, *found)
@@ -283,7 +334,7 @@ def compiled(
 
     Args:
         finish: output → one tensor, compiled too.
-        precision: an autocast region around both.
+        precision: makes the autocast region around both, once there is a device to find.
 
     Raises:
         GraphmemError: AOTAutograd cannot trace it.
@@ -307,7 +358,7 @@ def compiled(
                 values[position] = tensor
             inputs, named = pytree.tree_unflatten(values, spec)
             presented = Presented(device, REGISTRY, lambda storage: None, lambda: None)
-            with _as_compiling(), presented.patched(), presented, precision or contextlib.nullcontext():
+            with _as_compiling(), presented.patched(), presented, (precision or contextlib.nullcontext)():
                 return finish(self.module(*inputs, **named))
 
     def take(graph: torch.fx.GraphModule, inputs: Any) -> Any:

@@ -143,8 +143,11 @@ def _published() -> Iterator[str]:
     from tests.accuracy.published_cases import NOT_COVERED
 
     found = list(rows())
-    middle, worst = summary(found)
-    yield f"{len(found)} rows; absolute error: median {middle:.1%}, worst {worst:.1%}.\n"
+    for what, metrics in (("allocated", {"allocated"}), ("reserved or driver-level", {"reserved", "driver"})):
+        some = [row for row in found if row.case.metric in metrics]
+        middle, worst = summary(some)
+        yield f"- {what}: {len(some)} rows; absolute error: median {middle:.2%}, worst {worst:.1%}."
+    yield ""
     yield "| row | source | GPU | settings | metric | measured, MiB | allocated | reserved | context | predicted | error |"
     yield "|:--|:--|:--|:--|:--|--:|--:|--:|--:|--:|--:|"
     for row in found:
@@ -153,11 +156,20 @@ def _published() -> Iterator[str]:
             f"| {case.name} | {case.source} | {case.gpu or 'not said'} | {case.settings} | {case.metric} | {case.measured / 2**20:,.0f} | "
             f"{row.allocated / 2**20:,.0f} | {row.reserved / 2**20:,.0f} | {row.context / 2**20:,.0f} | {row.predicted / 2**20:,.0f} | {row.error:+.1%} |"
         )
-    yield "\nReserved or driver-level rows on one GPU that are not covered:\n"
+    yield "\nRows on one GPU that are not covered:\n"
     reasons: dict[str, list[str]] = {}
     for name, reason in NOT_COVERED.items():
         reasons.setdefault(reason, []).append(name)
     yield from (f"- {', '.join(names)}: {reason}" for reason, names in reasons.items())
+
+
+def _operations() -> Iterator[str]:
+    from tests.accuracy.op_cases import CASES
+
+    yield "| row | operation | measured, MiB | predicted | difference |\n|:--|:--|--:|--:|--:|"
+    for case in CASES:
+        predicted = case.predicted()
+        yield f"| {case.name} | {case.what} | {case.measured:,.4f} | {predicted:,.4f} | {predicted - case.measured:+.4f} |"
 
 
 def _measurements() -> Iterator[str]:
@@ -191,8 +203,9 @@ def main() -> None:
         ("## 3. The paper's formula, derived", _formula),
         ("## 4. The allocator: real histories served again", _replays),
         ("## 5. Reserved memory from the model alone", _reserved),
-        ("## 6. Published reserved and nvidia-smi figures", _published),
+        ("## 6. Published figures", _published),
         ("## 7. Measurements by `graphmem measure`", _measurements),
+        ("## 8. Single operations", _operations),
     ):
         if len(sys.argv) > 1 and title.split()[1].rstrip(".") not in sys.argv[1:] and title in before:
             parts.append(before[title])

@@ -1,11 +1,13 @@
-"""What torchao's benchmark of low-bit optimizers trains: timm's ViT-H/14 compiled, and DINOv2's ViT-g/14 checkpointed in eager.
+"""Vision transformers: timm's ViT-H/14 compiled and DINOv2's ViT-g/14 checkpointed in eager, as torchao's benchmark of low-bit
+optimizers trains them, and torchvision's ViT-L/16 of PyTorch's tutorial on stepping in backward.
 
-By benchmarks/benchmark_low_bit_adam.py at aacaf9b (August 2024) and 1b1e94c (its own offload), with timm of then and PyTorch 2.4.
+torchao: by benchmarks/benchmark_low_bit_adam.py at aacaf9b (August 2024) and 1b1e94c (its own offload), with timm of then and PyTorch 2.4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from graphmem.tracing.device import Device
 from graphmem.training.compiled import compiled
 
-#: resisc45's classes, the crop of the script's loader, and the patches' side.
-_CLASSES, _IMAGE, _PATCH = 45, 224, 14
-_TOKENS = (_IMAGE // _PATCH) ** 2 + 1
+#: The crop of the script's loader, and the tutorial's images.
+_IMAGE = 224
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,21 @@ class Shape:
     gated: bool = False
     #: Each branch is scaled by learned weights.
     scaled: bool = False
+    #: Attention is PyTorch's own module, as torchvision has it.
+    torchs: bool = False
+    patch: int = 14
+    #: resisc45's, or ImageNet's.
+    classes: int = 45
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (_IMAGE // self.patch) ** 2 + 1
 
 
 HUGE = Shape(1280, 32, 16, 5120)
 GIANT = Shape(1536, 40, 24, 8192, gated=True, scaled=True)
+LARGE = Shape(1024, 24, 16, 4096, torchs=True, patch=16, classes=1000)
 
 
 class _Attention(nn.Module):
@@ -52,6 +64,15 @@ class _Attention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v)
         x = x.transpose(1, 2).reshape(batch, tokens, width)
         return self.proj(x)
+
+
+class _TorchAttention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(shape.width, shape.heads, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
 
 
 class _MLP(nn.Module):
@@ -83,7 +104,8 @@ class _Scale(nn.Module):
 class _Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(shape.width), _Attention(shape)
+        self.norm1 = nn.LayerNorm(shape.width)
+        self.attn = (_TorchAttention if shape.torchs else _Attention)(shape)
         self.norm2, self.mlp = nn.LayerNorm(shape.width), _MLP(shape)
         self.ls1, self.ls2 = (_Scale(shape.width) if shape.scaled else nn.Identity() for _ in range(2))
 
@@ -93,17 +115,17 @@ class _Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The model, its class token read by a head of 45 classes; ``checkpointing``: timm's, by reentry, a block at a time."""
+    """The model, its class token read by a head; ``checkpointing``: timm's, by reentry, a block at a time."""
 
     def __init__(self, shape: Shape, checkpointing: bool) -> None:
         super().__init__()
         self.checkpointing = checkpointing
-        self.patches = nn.Conv2d(3, shape.width, _PATCH, _PATCH)
+        self.patches = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width))
-        self.pos_embed = nn.Parameter(torch.empty(1, _TOKENS, shape.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, shape.tokens, shape.width))
         self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
-        self.head = nn.Linear(shape.width, _CLASSES)
+        self.head = nn.Linear(shape.width, shape.classes)
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)
@@ -139,17 +161,6 @@ class OffloadedAdam(torch.optim.Optimizer):
         """On the host."""
 
 
-class Autocast:
-    """bf16 autocast of CUDA, made where it is entered: before that there is no CUDA to find."""
-
-    def __enter__(self) -> None:
-        self._region = torch.autocast("cuda", dtype=torch.bfloat16)
-        self._region.__enter__()
-
-    def __exit__(self, *raised: Any) -> None:
-        self._region.__exit__(*raised)
-
-
 def batch(size: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels."""
     return torch.zeros(size, 3, _IMAGE, _IMAGE, dtype=dtype), torch.zeros(size, dtype=torch.int64)
@@ -160,10 +171,16 @@ def huge(device: Device, size: int) -> nn.Module:
     with torch.device("meta"):
         model = VisionTransformer(HUGE, checkpointing=False).train()
         images, _ = batch(size)
-    return Training(compiled(model, (images,), {}, lambda output: output, device, Autocast()))
+    return Training(compiled(model, (images,), {}, lambda output: output, device, partial(torch.autocast, "cuda", dtype=torch.bfloat16)))
 
 
 def giant() -> nn.Module:
     """ViT-g/14 in bf16, every block checkpointed."""
     with torch.device("meta"):
         return Training(VisionTransformer(GIANT, checkpointing=True).bfloat16().train())
+
+
+def large() -> nn.Module:
+    """torchvision's ViT-L/16 in fp32, its output summed up for a loss."""
+    with torch.device("meta"):
+        return VisionTransformer(LARGE, checkpointing=False).train()
