@@ -163,7 +163,9 @@ def _compiled(
     from graphmem.training.compiled import compiled
 
     loss = workload.loss or partial(default_loss, assume=lambda what: None)
-    context = partial(torch.autocast, device.type, dtype=getattr(torch, workload.autocast)) if workload.autocast else None
+    context = (
+        partial(torch.autocast, device.type, dtype=getattr(torch, workload.autocast)) if workload.autocast else None
+    )
 
     def of_output(output: Any) -> torch.Tensor:
         return loss(output)

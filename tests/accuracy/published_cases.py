@@ -188,7 +188,9 @@ _GIANT = "ViT-g/14, 32 × 224², pure bf16, blocks checkpointed, eager, {}; conf
 
 
 def _large_trace(device: Device, **settings: Any) -> Trace:
-    return graphmem.train(timm.large(), timm.batch(1)[0], loss=lambda output: output.sum(), device=device, **settings).trace
+    return graphmem.train(
+        timm.large(), timm.batch(1)[0], loss=lambda output: output.sum(), device=device, **settings
+    ).trace
 
 
 def _large(row: str, gigabytes: float, what: str, **settings: Any) -> PublishedCase:
@@ -266,7 +268,10 @@ def _rows(numbers: str) -> list[str]:
 
 NOT_COVERED: dict[str, str] = {
     **dict.fromkeys(_rows("38"), "gradients stay until copies on a second stream end: a matter of timing"),
-    **dict.fromkeys(_rows("36"), "the same as T035 compiled, with checkpointing: compiled graphs choose themselves what they compute again"),
+    **dict.fromkeys(
+        _rows("36"),
+        "the same as T035 compiled, with checkpointing: compiled graphs choose themselves what they compute again",
+    ),
     **dict.fromkeys(_rows("40 41 42 43"), "unit not known (GB or GiB); lengths of the batches depend on the data"),
     **dict.fromkeys(_rows("85 86"), "LLaMA-Adapter is not modelled; confidence medium"),
     **dict.fromkeys(

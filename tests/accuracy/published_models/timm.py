@@ -171,7 +171,11 @@ def huge(device: Device, size: int) -> nn.Module:
     with torch.device("meta"):
         model = VisionTransformer(HUGE, checkpointing=False).train()
         images, _ = batch(size)
-    return Training(compiled(model, (images,), {}, lambda output: output, device, partial(torch.autocast, "cuda", dtype=torch.bfloat16)))
+    return Training(
+        compiled(
+            model, (images,), {}, lambda output: output, device, partial(torch.autocast, "cuda", dtype=torch.bfloat16)
+        )
+    )
 
 
 def giant() -> nn.Module:
