@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -380,8 +381,11 @@ def compiled(
     def run(values: list[torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.func.functional_call(whole, dict(zip(state, values, strict=True)), tuple(tensors))
 
+    partition: Any = min_cut_rematerialization_partition
+    if device.torch >= (2, 8):  # parameters and buffers are there anyway, so to keep them costs nothing (PR #148922)
+        partition = partial(partition, static_lifetime_input_indices=list(range(len(state))))
     traced = aot_function(
-        run, fw_compiler=take, bw_compiler=take, partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table()
+        run, fw_compiler=take, bw_compiler=take, partition_fn=partition, decompositions=select_decomp_table()
     )  # fmt: skip
     try:
         inputs = [
