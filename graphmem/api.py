@@ -226,7 +226,7 @@ def train(
     )  # fmt: skip
     base = Workload(step="train", loss=function, routing=routing, attention=attention, alloc_conf=alloc_conf, fold=fold)
     choices = Choices(batch_size, seq_len, None, trust_remote_code, Access(revision, token, offline), packed)
-    return trained(Job(target, inputs, training, choices, base, on))
+    return trained(Job(target, inputs, training, choices, base, on, gpu is not None))
 
 
 def measure(

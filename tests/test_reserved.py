@@ -146,7 +146,7 @@ def test_what_excludes_each_other() -> None:
         graphmem.trace(module, inputs, device="cpu", memory=10)
     with pytest.raises(GraphmemError, match="alloc-conf .*: is about CUDA's caching allocator; this is traced for CPU"):
         graphmem.trace(module, inputs, device="cpu", alloc_conf="expandable_segments:True")
-    with pytest.raises(GraphmemError, match="memory 0: must be 1 byte or more"):
+    with pytest.raises(GraphmemError, match="memory 0 bytes: no GPU has so little; write 24GiB"):
         graphmem.trace(module, inputs, memory=0)
     with pytest.raises(GraphmemError, match="simulate is about CUDA's caching allocator; this was traced for CPU"):
         graphmem.trace(module, inputs, device="cpu").simulate()

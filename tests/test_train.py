@@ -497,6 +497,41 @@ def test_the_module_given_is_not_changed() -> None:
     assert classes == [type(module) for module in net.modules()]
 
 
+def test_a_fit_by_giving_cached_memory_back_is_said() -> None:
+    """Reserved is what PyTorch reserves on that GPU; what it would take without a limit is a note."""
+    whole = run()
+    short = run(memory=whole.reserved + whole.trace.device.context_size - 2**21)
+    if short.fits:
+        assert short.reserved < whole.reserved
+        assert any("gives cached memory back" in note for note in short.report().notes)
+    large = run(memory=whole.reserved + whole.trace.device.context_size)
+    assert large.fits
+    assert large.margin == 0
+    assert any("less than CUDA contexts vary" in warning for warning in large.report().warnings)
+
+
+def test_convolutions_and_several_towers_report() -> None:
+    """A first convolution has no gradient of its input; a count of operations must not cost the answer."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10))
+    found = graphmem.train(net, torch.zeros(2, 3, 16, 16), gpu="T4")
+    forward = 2 * 2 * 14 * 14 * 8 * 3 * 9 + 2 * 2 * 8 * 14 * 14 * 10
+    weights = 2 * 2 * 14 * 14 * 8 * 3 * 9
+    assert found["flops"] == forward + weights + 2 * 2 * 2 * 8 * 14 * 14 * 10
+    assert found.report().warnings[0].startswith("the loss is taken as the sum of the outputs")
+    found = graphmem.train("openai/clip-vit-base-patch32", offline=True, steps=1)
+    assert found["flops"] > 0
+
+
+def test_what_a_gpu_lacks_is_warned_of() -> None:
+    assert run(recipe="fp8-te", gpu="T4").report().warnings[0].startswith("fp8 products need")
+    assert any("bf16 is emulated" in warning for warning in run(recipe="bf16", gpu="T4").report().warnings)
+    assert not run(recipe="fp8-te", gpu="RTX 4090").report().warnings
+
+
+def test_again_changes_a_setting() -> None:
+    assert run().again(checkpointing="layers").peak == run(checkpointing="layers").peak
+
+
 # -- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -517,7 +552,7 @@ def test_the_module_given_is_not_changed() -> None:
         ({"checkpointing": "layer"}, "did you mean 'layers'"),
         ({"checkpointing": "every-0"}, "checkpointing 'every-0'"),
         ({"checkpointing": "model"}, "Net has no gradient_checkpointing_enable of its own; use 'layers'"),
-        ({"checkpointing": "layers", "save": ["aten.mm"]}, "is for 'selective'"),
+        ({"checkpointing": "layers", "save": ["aten.mm"]}, "add --checkpointing selective"),
         ({"checkpointing": "selective", "save": ["aten.nm"]}, "torch has no operator 'aten.nm'"),
         ({"adapter": "lora", "rank": 0, "target_modules": "up"}, "rank 0: must be 1 or more"),
         ({"adapter": "laro"}, "adapter 'laro': did you mean 'lora'"),
@@ -525,6 +560,9 @@ def test_the_module_given_is_not_changed() -> None:
         ({"adapter": "lora"}, "name the layers with --target-modules up,down"),
         ({"rank": 8}, "rank: of an adapter; add --adapter lora"),
         ({"adapter": "ia3", "rank": 8, "target_modules": "up"}, "rank: is LoRA's and DoRA's"),
+        ({"adapter": "lora", "virtual_tokens": 5, "target_modules": "up"}, "virtual tokens: are those of prompt"),
+        ({"adapter": "dora", "load_in": "nf4", "target_modules": "up"}, "dora together are not modelled"),
+        ({"memory": "24"}, "memory 24 bytes: no GPU has so little; write 24GiB"),
         ({"adapter": "prompt", "target_modules": "up"}, "target modules are for lora, dora and ia3"),
         ({"load_in": "nf4"}, "quantized weights are not trained; add an adapter"),
         ({"load_in": "nf5", "adapter": "lora"}, "load-in 'nf5': did you mean 'nf4'"),

@@ -69,9 +69,9 @@ def test_json_has_bytes_basis_and_stages(tmp_path: Path) -> None:
 
 def test_fits_is_the_exit_code(tmp_path: Path) -> None:
     enough = run(tmp_path, *NET, "--memory", "4GiB", "--fits", "-q")
-    assert (enough.returncode, "Fits on A100: yes" in enough.stdout) == (0, True)
+    assert (enough.returncode, "Fits in 4.00 GiB: yes" in enough.stdout) == (0, True)
     short = run(tmp_path, *NET, "--memory", "600MiB", "--fits", "-q")
-    assert (short.returncode, "Fits on A100: no" in short.stdout) == (1, True)
+    assert (short.returncode, "Fits in 600.00 MiB: no" in short.stdout) == (1, True)
     assert "What would make it fit, the cheapest first" in short.stdout
     assert "--checkpointing layers" in short.stdout
     without = run(tmp_path, *NET, "--memory", "600MiB", "-q")

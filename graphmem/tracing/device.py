@@ -80,8 +80,8 @@ def traced_for(device: str | Device | None, gpu: str | None, memory: int | str |
             raise GraphmemError(f"memory {error}") from None
     if found.type != "cuda":
         raise GraphmemError(f"memory {memory:,}: is about a GPU; this is traced for {found.name}")
-    if memory < 1:
-        raise GraphmemError(f"memory {memory:,}: must be 1 byte or more")
+    if memory < 2**20:
+        raise GraphmemError(f"memory {memory:,} bytes: no GPU has so little; write 24GiB")
     return replace(found, memory=memory)
 
 

@@ -72,6 +72,8 @@ def adapter_of(method: str | None, target_modules: str | Sequence[str] | None, *
         return None
     if "rank" in chosen and method not in ("lora", "dora"):
         raise GraphmemError(f"rank: is LoRA's and DoRA's; adapter {method!r} has none")
+    if "virtual_tokens" in chosen and method in ("lora", "dora", "ia3"):
+        raise GraphmemError(f"virtual tokens: are those of prompt, prefix and p-tuning; adapter {method!r} has none")
     return Adapter(method, **chosen)  # type: ignore[arg-type]
 
 
@@ -98,7 +100,7 @@ def adapted(model: nn.Module, adapter: Adapter) -> nn.Module:
                 f"target modules {', '.join(adapter.target_modules)}: match no module of {type(model).__name__}; "
                 f"its linear layers are called {', '.join(_linear_names(model))}"
             ) from error
-        if "Please specify `target_modules`" in text:
+        if "Please specify `target_modules`" in text or "No `target_modules` passed" in text:
             raise GraphmemError(
                 f"adapter {adapter.method}: peft does not know where to put it in {type(model).__name__}; name the layers "
                 f"with --target-modules {','.join(_linear_names(model)[:4])} (or all-linear)"

@@ -117,12 +117,12 @@ def _candidates(job: Job) -> Iterator[Change]:
 
 
 def _smaller_batches(job: Job) -> Iterator[Change]:
-    """The same batch in micro-batches: half as large, and of one."""
+    """The same batch in micro-batches: half as large, a quarter, …; the first that fits is the last that is tried."""
     batch = job.choices.batch_size or 1
-    for size in dict.fromkeys((batch // 2, 1)):
-        if batch % size:
-            continue
-        times = batch // size
+    for times in (2**power for power in range(1, batch.bit_length())):
+        if batch % times:
+            break
+        size = batch // times
 
         def smaller(job: Job, size: int = size, times: int = times) -> Job:
             training: Training = replace(job.training, accumulation=job.training.accumulation * times)
@@ -143,6 +143,8 @@ def changes(run: TrainingRun) -> list[Tried]:
     """
     tried: list[tuple[Change, Tried]] = []
     for change in _candidates(run.job):
+        if change.key == "batch" and any(one.key == "batch" and other.run.fits for one, other in tried):
+            continue  # a larger micro-batch does already
         found = _tried([change], run)
         if found is not None and found.saving > 0:
             tried.append((change, found))

@@ -38,8 +38,6 @@ def checkpointed(module: nn.Module, way: str, save: Sequence[str] = ()) -> str:
     Raises:
         GraphmemError: no such way, or the module does not offer it.
     """
-    if save and way != "selective":
-        raise GraphmemError(f"checkpointing {way!r}: a list of operators to save is for 'selective'")
     if way == "model":
         return _models_own(module)
     stacks = layers_of(module)
@@ -87,12 +85,14 @@ def _flat(stacks: list[list[nn.Module]]) -> list[nn.Module]:
 
 
 def _models_own(module: nn.Module) -> str:
-    enable = getattr(module, "gradient_checkpointing_enable", None)
+    renamed = getattr(module, "activation_checkpointing_enable", None)  # since transformers 5.23
+    enable = renamed or getattr(module, "gradient_checkpointing_enable", None)
     if enable is None or not getattr(module, "supports_gradient_checkpointing", True):
         raise GraphmemError(
             f"checkpointing 'model': {type(module).__name__} has no gradient_checkpointing_enable of its own; use 'layers'"
         )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    name = "activation_checkpointing_kwargs" if renamed else "gradient_checkpointing_kwargs"
+    enable(**{name: {"use_reentrant": False}})
     return "the model's own gradient_checkpointing_enable"
 
 

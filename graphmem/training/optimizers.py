@@ -156,6 +156,7 @@ def optimizer_named(text: str, device: str = "cuda") -> Chosen:
         GraphmemError: no such optimizer, an option it does not have, or one that cannot be.
     """
     name, options = _parsed(text)
+    name = name.removeprefix("torch.optim.")
     if name.lower() in _TRAINER:
         name, given = _TRAINER[name.lower()]
         options = {**given, **options}

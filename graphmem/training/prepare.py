@@ -31,7 +31,13 @@ def prepared(module: nn.Module, training: Training) -> tuple[nn.Module, list[str
     Raises:
         GraphmemError: the module does not offer what is asked.
     """
-    model, said, recipe = light_copy(module), [], training.precision
+    said: list[str] = []
+    recipe = training.precision
+    try:
+        model = light_copy(module)
+    except Exception as error:
+        kind = type(module).__name__
+        raise GraphmemError(f"{kind} cannot be copied to the meta device ({type(error).__name__}: {error})") from error
     model.train()
     if recipe is not None:
         model = model.to(getattr(torch, recipe.dtype))

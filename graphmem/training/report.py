@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphmem.errors import GraphmemError, nearest
@@ -36,7 +35,7 @@ def report(run: TrainingRun, by: str | None = None, top: int | None = None, comp
     found = stages(trace)
     tables = [_stages(found), peak_by_kind(trace), peak_by_layer(trace, top or TOP)]
     if trace.device.type == "cuda":
-        tables.append(reserved_tables.levels(trace, run.unlimited))
+        tables.append(reserved_tables.levels(trace, run.served))
     if run.fits is False:
         tables.append(_changes(run))
     if compare_rules:
@@ -55,9 +54,10 @@ def _figures(run: TrainingRun) -> Iterator[Figure]:
     if run.fits is not None:
         assert trace.device.memory is not None
         said = "yes" if run.fits else "no"
+        place = f"on {trace.device.name}" if run.named else f"in {format_bytes(trace.device.memory)}"
         yield Figure(
-            "fits", f"Fits on {trace.device.name}", said, "text", "calibrated",
-            f"{format_bytes(trace.device.memory)} as torch sees it, less what is reserved and the CUDA context",
+            "fits", f"Fits {place}", said, "text", "calibrated",
+            f"PyTorch's allocator on {format_bytes(trace.device.memory)}, as torch sees it, less the median CUDA context",
         )  # fmt: skip
         yield Figure(
             "margin", "Left on the GPU" if run.fits else "Over by", abs(run.margin or 0), "bytes", "calibrated"
@@ -79,7 +79,7 @@ def _figures(run: TrainingRun) -> Iterator[Figure]:
     if trace.device.type == "cuda":
         yield from (
             figure
-            for figure in reserved_tables.figures(trace, run.unlimited)
+            for figure in reserved_tables.figures(trace, run.served)
             if figure.key in ("reserved", "driver", "driver_loaded")
         )
     op = trace.peak_op
@@ -137,7 +137,8 @@ def _of_kind(run: TrainingRun, kind: str) -> int:
 
 
 _KINDS = (
-    ("parameter", "Weights"), ("gradient", "Gradients"), ("optimizer", "Optimizer"), ("activation", "Activations"), ("temporary", "Temporary"),
+    ("parameter", "Weights"),
+    ("buffer", "Buffers"), ("gradient", "Gradients"), ("optimizer", "Optimizer"), ("activation", "Activations"), ("temporary", "Temporary"),
     ("workspace", "Workspaces"),
 )  # fmt: skip
 
@@ -172,8 +173,7 @@ def _by_precision(run: TrainingRun) -> Table:
     )
     rows: list[Row] = []
     for key in PRECISIONS:
-        training = replace(run.job.training, recipe=key)
-        other = run if run.job.training.recipe == key else run.again(training)
+        other = run if run.job.training.recipe == key else run.again(recipe=key)
         found = stages(other.trace)
         most = [
             max((peak.peak for peak in found if peak.stage == stage and (stage != "model" or not peak.step)), default=0)
@@ -184,13 +184,11 @@ def _by_precision(run: TrainingRun) -> Table:
 
 
 def _changes(run: TrainingRun) -> Table:
-    from graphmem.training.changes import changes
-
     columns = (
         Column("change", "Change"), Column("cost", "It costs"), Column("reserved", "Reserved", "bytes"), Column("saving", "Saves", "bytes"),
         Column("fits", "Fits"),
     )  # fmt: skip
-    tried = changes(run)
+    tried = run.changes
     rows = tuple((one.what, one.cost, one.run.reserved, one.saving, "yes" if one.run.fits else "no") for one in tried)
     notes = (
         ()
@@ -238,15 +236,31 @@ def _notes(run: TrainingRun) -> Iterator[str]:
         yield "one step, the first of a run: later ones begin with the optimizer's state in place"
     if training.load_in is not None:
         yield "embeddings, head and norms keep their dtype; peft.prepare_model_for_kbit_training would make them fp32"
-    if run.limited is not None and run.fits and run.limited.retries:
-        yield f"fits only because PyTorch gives cached memory back {run.limited.retries} times on the way, which takes time"
-    yield from (f"assumed: {what}; first at {where}" for what, where in trace.assumptions.items())
+    if run.fits and run.unlimited.peak_reserved > run.reserved:
+        yield (
+            f"fits because PyTorch gives cached memory back where it runs short, which takes time; without a limit it would reserve "
+            f"{format_bytes(run.unlimited.peak_reserved)}"
+        )
+    if not run.named and trace.device.type == "cuda":
+        yield f"assumed: kernels of an {trace.device.name}; --gpu names another"
+    yield from (
+        f"assumed: {what}; first at {where}"
+        for what, where in trace.assumptions.items()
+        if not what.startswith("the loss is taken as")
+    )
 
 
 def _warnings(run: TrainingRun) -> Iterator[str]:
     yield from run.warnings
+    yield from (what for what in run.trace.assumptions if what.startswith("the loss is taken as"))
+    context, margin = run.trace.device.context, run.margin
+    if run.fits and context is not None and margin is not None and margin < context[2] - context[1]:
+        yield (
+            f"it fits by {format_bytes(margin)}, less than CUDA contexts vary ({format_bytes(context[0])} to {format_bytes(context[2])} were "
+            f"measured): with a large one it will not"
+        )
     limited = run.limited
     if run.fits is False and limited is not None and (died := limited.out_of_memory) is not None:
-        yield reserved_tables.message(run.trace, died, limited.conf)
+        yield f"PyTorch would say: {reserved_tables.message(run.trace, died, limited.conf)}"
     elif run.fits is False:
         yield f"the model itself does not fit: {format_bytes(run.trace.start)} of parameters, buffers and inputs"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graphmem.checkpoint import Basis
     from graphmem.report import Report
     from graphmem.timeline.allocator.simulate import Simulation
+    from graphmem.training.changes import Tried
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Job:
     choices: Choices
     base: Workload
     device: Device
+    #: Whether the device is a GPU that was named.
+    gpu: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +63,11 @@ class TrainingRun:
     sizes: dict[str, int]
 
     @property
+    def named(self) -> bool:
+        """Whether a GPU was named, by which kernels and the context are known."""
+        return self.job.gpu
+
+    @property
     def peak(self) -> int:
         """The most bytes of tensors allocated at once."""
         return self.trace.peak
@@ -70,9 +78,14 @@ class TrainingRun:
         return simulated(self.trace, parse_alloc_conf(self.trace.alloc_conf))
 
     @property
+    def served(self) -> Simulation:
+        """The allocator as it goes on the GPU that was named, where the run fits there; else on one without end."""
+        return self.limited if self.fits and self.limited is not None else self.unlimited
+
+    @property
     def reserved(self) -> int:
-        """The most bytes PyTorch reserves at once, where memory has no end."""
-        return self.unlimited.peak_reserved if self.trace.device.type == "cuda" else self.trace.peak
+        """The most bytes PyTorch reserves at once: on the GPU that was named, if the run fits there, else where memory has no end."""
+        return self.served.peak_reserved if self.trace.device.type == "cuda" else self.trace.peak
 
     @cached_property
     def limited(self) -> Simulation | None:
@@ -97,17 +110,18 @@ class TrainingRun:
         memory = self.trace.device.memory
         if memory is None:
             return None
-        reserved = self.limited.peak_reserved if self.fits and self.limited is not None else self.reserved
-        return memory - self.trace.device.context_size - reserved
+        return memory - self.trace.device.context_size - self.reserved
 
-    def again(
-        self, training: Training | None = None, choices: Choices | None = None, base: Workload | None = None
-    ) -> TrainingRun:
-        """The same run with something else changed."""
-        job = self.job
-        return trained(
-            replace(job, training=training or job.training, choices=choices or job.choices, base=base or job.base)
-        )
+    def again(self, **settings: Any) -> TrainingRun:
+        """The same run with other settings: fields of `Training`, as in ``run.again(checkpointing="layers")``."""
+        return trained(replace(self.job, training=replace(self.job.training, **settings)))
+
+    @cached_property
+    def changes(self) -> list[Tried]:
+        """What would make it fit, the cheapest first, each traced."""
+        from graphmem.training.changes import changes
+
+        return changes(self)
 
     def report(self, by: str | None = None, top: int | None = None, compare_rules: bool = False) -> Report:
         """What ``graphmem train`` prints."""
@@ -149,9 +163,9 @@ def trained(job: Job) -> TrainingRun:
     maker = workload.optimizer
     assert isinstance(maker, Maker)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    warnings = [*_positions(model, kwargs)]
+    warnings = [*_positions(model, kwargs), *_kernels(training, job)]
     return TrainingRun(
-        job, replace(trace, settings=_words(trace, training, job)), tuple(said), tuple(warnings), maker.basis,
+        job, replace(trace, settings=_words(trace, training, job, type(module).__name__)), tuple(said), tuple(warnings), maker.basis,
         _paged(maker, trainable, model), _count(model), sum(parameter.numel() for parameter in trainable), _sizes(model, args, kwargs),
     )  # fmt: skip
 
@@ -194,10 +208,11 @@ def _count(model: torch.nn.Module) -> int:
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
-def _words(trace: Trace, training: Training, job: Job) -> dict[str, str]:
+def _words(trace: Trace, training: Training, job: Job, model_class: str) -> dict[str, str]:
     """The settings of the trace and those of the training, for people."""
     said = dict(trace.settings)
     recipe = training.precision
+    said["model"] = model_class
     said["recipe"] = (
         f"{recipe.key}: {recipe.title}"
         if recipe is not None
@@ -216,6 +231,21 @@ def _words(trace: Trace, training: Training, job: Job) -> dict[str, str]:
         said["packing"] = "the batch's sequences in one row"
     said["output"] = "dropped before backward, as transformers' Trainer does"
     return said
+
+
+def _kernels(training: Training, job: Job) -> list[str]:
+    """What the GPU lacks, by its compute capability (CUDA programming guide, arithmetic by capability; flash-attn's README)."""
+    recipe, device = training.precision, job.device
+    if device.memory is None or device.type != "cuda":
+        return []
+    bf16 = recipe is not None and "bfloat16" in (recipe.dtype, recipe.autocast)
+    lacks = {
+        "fp8 products need Ada, Hopper or newer (8.9)": bool(recipe and recipe.fp8) and device.capability < (8, 9),
+        "the flash-attn package needs Ampere or newer (8.0)": job.base.attention == "flash" and device.capability < (8, 0),
+        "bf16 is emulated before Ampere (8.0)": bf16 and device.capability < (8, 0),
+    }  # fmt: skip
+    major, minor = device.capability
+    return [f"{what}; {device.name} has {major}.{minor}" for what, holds in lacks.items() if holds]
 
 
 def _positions(model: torch.nn.Module, kwargs: dict[str, Any]) -> list[str]:

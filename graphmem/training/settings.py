@@ -53,6 +53,10 @@ class Training:
             if value is not None and value not in allowed:
                 raise GraphmemError(f"{name} {value!r}: {nearest(str(value), allowed)}")
         recipe = self.precision
+        if self.save and self.checkpointing != "selective":
+            raise GraphmemError("save: the operators that selective checkpointing keeps; add --checkpointing selective")
+        if self.load_in and self.adapter is not None and self.adapter.method == "dora":
+            raise GraphmemError(f"load-in {self.load_in} and dora together are not modelled; use --adapter lora")
         if self.load_in and self.adapter is None:
             raise GraphmemError(
                 f"load-in {self.load_in}: quantized weights are not trained; add an adapter (--adapter lora)"
