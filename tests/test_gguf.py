@@ -117,13 +117,22 @@ def test_caches_of_gguf_headers() -> None:
     for pairs, tokens_kept in (
         ({}, 400),
         ({"attention__sliding_window": 10, "attention__sliding_window_pattern": [True, True, False, True]}, 130),
-        ({"full_attention_interval": 2}, 200),
         ({"attention__shared_kv_layers": 1}, 300),
-        ({"attention__head_count_kv": [4, 0, 4, 0]}, 200),
     ):
         layout = _layout(**pairs)
         assert isinstance(layout, CacheLayout)
         assert layout.bytes_at(100) == per_layer * tokens_kept, pairs
+
+
+def test_states_of_gguf_headers() -> None:
+    """llama.cpp: convolution inputs of all channels and group projections, and a state of inner × state size (here in 16 and 32 bit)."""
+    sizes = {"ssm__inner_size": 128, "ssm__state_size": 16, "ssm__conv_kernel": 4, "ssm__group_count": 2}
+    for pairs in ({"full_attention_interval": 2}, {"attention__head_count_kv": [4, 0, 4, 0]}):
+        layout = _layout(**pairs, **sizes)
+        assert isinstance(layout, CacheLayout)
+        state = (128 + 2 * 2 * 16) * 4 * 2 + 128 * 16 * 4
+        assert layout.bytes_at(100) == 2 * 4 * 16 * 2 * 200 + 2 * state
+    assert isinstance(_layout(full_attention_interval=2), NoCache)
 
 
 def test_a_window_without_a_place_and_an_encoder() -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from graphmem.checkpoint import Checkpoint, ModelSpec
 from graphmem.inference.kv_cache import CacheLayout, NoCache, cache_layout
+from graphmem.inference.kv_dtypes import kv_dtype_named
+from graphmem.inference.layouts import CompressedAttention, LayerCache, SlidingAttention
 from graphmem.inspection.assemble import inspection
 from graphmem.views import json as json_view
 from tests.conftest import SHARED
@@ -36,11 +38,27 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3 three to one": ("Olmo3ForCausalLM", {**TINY, "sliding_window": 16}),
     "qwen2 window off": ("Qwen2ForCausalLM", {**TINY, "sliding_window": 16, "use_sliding_window": False}),
     "gpt-oss": ("GptOssForCausalLM", {**TINY, "head_dim": 16, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3-next hybrid": ("Qwen3NextForCausalLM", {**TINY, **MOE, "head_dim": 16, "shared_expert_intermediate_size": 32, "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16}),
-    "lfm2 convolutions": ("Lfm2ForCausalLM", {**TINY, "full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False}),
-    "jamba": ("JambaForCausalLM", {**TINY, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 8}),
+    "qwen3-next hybrid": ("Qwen3NextForCausalLM", {**TINY, **MOE, "head_dim": 16, "shared_expert_intermediate_size": 32, "full_attention_interval": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}),
+    "lfm2 convolutions": ("Lfm2ForCausalLM", {**TINY, "full_attn_idxs": [1, 3], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False}),
+    "jamba": ("JambaForCausalLM", {**TINY, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}),
     "phi3": ("Phi3ForCausalLM", {**TINY, "pad_token_id": 0, "sliding_window": 15}),
     "gpt-neox": ("GPTNeoXForCausalLM", {k: v for k, v in TINY.items() if k != "num_key_value_heads"}),
+    "mamba": ("MambaForCausalLM", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, "state_size": 8, "conv_kernel": 4, "expand": 2}),
+    "falcon-mamba": ("FalconMambaForCausalLM", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, "state_size": 8, "conv_kernel": 4, "expand": 2}),
+    "mamba2": ("Mamba2ForCausalLM", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128, "state_size": 8, "conv_kernel": 4, "expand": 2, "num_heads": 8, "head_dim": 16, "n_groups": 2}),
+    "nemotron-h": ("NemotronHForCausalLM", {**TINY, "hybrid_override_pattern": "M*M-", "layers_block_type": ["mamba", "attention", "mamba", "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8, "conv_kernel": 4, "head_dim": 16}),
+    "zamba2": ("Zamba2ForCausalLM", {**TINY, "num_key_value_heads": 4, "mamba_d_state": 8, "mamba_ngroups": 2, "mamba_headdim": 16, "n_mamba_heads": 8, "mamba_expand": 2, "mamba_d_conv": 4, "num_mem_blocks": 1, "hybrid_layer_ids": [1, 3], "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "use_mamba_kernels": False, "adapter_rank": 4}),
+    "falcon-h1": ("FalconH1ForCausalLM", {**TINY, "mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_d_conv": 4}),
+    "bamba": ("BambaForCausalLM", {**TINY, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}),
+    "granite-4 hybrid": ("GraniteMoeHybridForCausalLM", {**TINY, "layer_types": ["mamba", "mamba", "attention", "mamba"], "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}),
+    "minimax lightning": ("MiniMaxForCausalLM", {**TINY, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["linear_attention", "full_attention"] * 2, "linear_attn_alpha_factor": 1}),
+    "deepseek-v3 as transformers caches it": ("DeepseekV3ForCausalLM", {**TINY, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "kv_lora_rank": 24, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 1}),
+    "gemma3n shares": ("Gemma3nForCausalLM", {**TINY, "num_hidden_layers": 6, "head_dim": 16, "sliding_window": 16, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 3, "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8, "intermediate_size": [96] * 6, "activation_sparsity_pattern": [0.0] * 6}),
+    "t5": ("T5ForConditionalGeneration", {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "vocab_size": 128, "decoder_start_token_id": 0}),
+    "bart": ("BartForConditionalGeneration", {"d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "vocab_size": 128, "max_position_embeddings": 256}),
+    "llama4 chunks": ("Llama4ForCausalLM", {**TINY, "head_dim": 16, "attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 96}),
+    "kimi linear": ("KimiLinearForCausalLM", {**TINY, "num_key_value_heads": 4, "linear_attn_config": {"kda_layers": [1, 2, 3], "full_attn_layers": [4], "num_heads": 4, "head_dim": 16, "short_conv_kernel_size": 4}, "kv_lora_rank": 24, "q_lora_rank": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_experts": 4, "num_experts_per_token": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1, "pad_token_id": 0}),
+    "deepseek-v4": ("DeepseekV4ForCausalLM", {**TINY, "num_key_value_heads": 1, "head_dim": 32, "qk_rope_head_dim": 8, "sliding_window": 16, "compress_ratios": [0, 4, 128, 4], "index_head_dim": 16, "index_n_heads": 2, "index_topk": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "q_lora_rank": 16, "o_lora_rank": 16, "o_groups": 2}),
     "opt": ("OPTForCausalLM", {"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 256, "word_embed_proj_dim": 64}),
 }  # fmt: skip
 
@@ -48,13 +66,38 @@ TOKENS = 40
 
 
 def _cached_bytes(cache: Any) -> int:
-    """fp32 bytes of keys and values in a transformers cache; recurrent states are not keys and values."""
-    total = 0
-    for layer in cache.layers:
-        for name in ("keys", "values"):
-            value = getattr(layer, name, None)
-            total += value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
-    return total
+    """Bytes of everything a transformers cache keeps: keys, values, indexers' keys, convolution inputs and recurrent states."""
+    found: dict[int, int] = {}
+
+    def count(value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            found[id(value)] = value.numel() * value.element_size()
+        elif isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                count(inner)
+
+    for part in (getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)):
+        for layer in part.layers if part is not None else ():
+            for value in vars(layer).values():
+                count(value)
+    count(getattr(cache, "linear_cache", []))  # MiniMax keeps its matrices beside the layers
+    return sum(found.values())
+
+
+def _predicted(layer: LayerCache) -> int:
+    """Bytes in fp32 after `TOKENS` tokens; sliding layers of transformers keep window − 1 of them between steps."""
+    kv = kv_dtype_named("float32")
+    if not hasattr(layer, "bytes_at"):
+        return layer.nbytes(4) if hasattr(layer, "nbytes") else 0
+    drops = isinstance(layer, SlidingAttention | CompressedAttention) and layer.size <= TOKENS
+    one = (
+        layer.kv_heads * (kv.row(layer.key_size) + kv.row(layer.value_size))
+        if isinstance(layer, SlidingAttention)
+        else 0
+    )
+    if isinstance(layer, CompressedAttention):
+        one = kv.row(layer.width)
+    return layer.bytes_at(TOKENS, kv) - (one if drops else 0)
 
 
 @pytest.mark.parametrize("case", RUNS)
@@ -65,17 +108,33 @@ def test_a_real_run_caches_what_the_config_says(case: str) -> None:
     config = cls.config_class(**settings)
     torch.manual_seed(0)
     model = cls(config).eval()
+    extra = {"decoder_input_ids": torch.randint(1, 100, (1, TOKENS))} if config.is_encoder_decoder else {}
     with torch.no_grad():
-        cache = model(torch.randint(1, 100, (1, TOKENS)), use_cache=True).past_key_values
-        # Sliding layers keep window − 1 tokens between steps; one more token is appended for the next step.
-        cache_bytes = _cached_bytes(cache)
-    layout = cache_layout({**settings, "model_type": config.model_type, "architectures": [architecture]})
+        output = model(torch.randint(1, 100, (1, TOKENS)), use_cache=True, **extra)
+        cache_bytes = _cached_bytes(output.cache_params if "cache_params" in output else output.past_key_values)
+    known = {**settings, "model_type": config.model_type, "architectures": [architecture]}
+    if config.is_encoder_decoder:
+        known["is_encoder_decoder"] = True
+    layout = cache_layout(known)
     assert isinstance(layout, CacheLayout), layout
-    kept = sum(
-        layer.elements * (TOKENS if layer.window is None or layer.window > TOKENS else layer.window - 1)
-        for layer in layout.layers
-    )
-    assert kept * 4 == cache_bytes
+    assert sum(_predicted(layer) for layer in layout.with_encoder_tokens(TOKENS)) == cache_bytes
+
+
+@pytest.mark.parametrize(
+    "case", ["qwen3-next hybrid", "jamba", "mamba", "mamba2", "falcon-h1", "minimax lightning", "lfm2 convolutions"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_states_of_a_16_bit_model(case: str) -> None:
+    """Convolution inputs are in the model's dtype; recurrent states are fp32 but for lightning attention."""
+    architecture, settings = RUNS[case]
+    cls = getattr(transformers, architecture)
+    model = cls(cls.config_class(**settings)).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        output = model(torch.randint(1, 100, (1, TOKENS)), use_cache=True)
+    cache = output.cache_params if "cache_params" in output else output.past_key_values
+    layout = cache_layout({**settings, "model_type": model.config.model_type, "architectures": [architecture]})
+    assert isinstance(layout, CacheLayout)
+    assert layout.bytes_at(TOKENS) == _cached_bytes(cache)
 
 
 def test_mla_caches_the_latent_whatever_the_heads_say() -> None:
@@ -116,8 +175,8 @@ def test_explain_is_the_arithmetic() -> None:
             True,
         ),
         (
-            {**TINY, "architectures": ["XForCausalLM"], "compress_ratios": [0, 4]},
-            "the config's compress_ratios changes the cache",
+            {**TINY, "architectures": ["XForCausalLM"], "compress_ratios": [0, 4, 7, 0]},
+            "layers of type 'compressed by 7'",
             True,
         ),
         ({}, "no config beside the weights", True),
@@ -160,7 +219,7 @@ def test_heads_as_vllm_sees_them(name: str) -> None:
     layout = cache_layout(config)
     assert isinstance(layout, CacheLayout)
     assert len(layout.layers) == layers
-    attention = {layer.elements for layer in layout.layers if layer.elements}
+    attention = {layer.per_token(kv_dtype_named("fp8")) - getattr(layer, "indexer", 0) for layer in layout.attention}
     per_layer = head_size if "DeepSeek" in name else 2 * kv_heads * head_size  # MLA: vLLM's head size is the latent's
     assert attention == {per_layer}
 

@@ -8,11 +8,15 @@ from typing import Any
 HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
 
 #: How configs name a layer's token mixer, and what each keeps.
-FULL = {"full_attention", "attention", "full", "global", "global_attention", "hybrid", "*"}
+FULL = {"full_attention", "attention", "full", "global", "global_attention", "*"}
 SLIDING = {"sliding_attention", "sliding_window_attention", "local", "local_attention", "sliding"}
 CHUNKED = {"chunked_attention"}
 STATE = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "M", "kda", "ssm", "short_conv"}
 NOTHING = {"mlp", "moe", "-", "E"}
+#: Attention and a recurrence side by side (Falcon-H1, Zamba2's shared blocks).
+BOTH = {"hybrid"}
+#: DeepSeek-V4, by transformers' names; a config gives the ratios instead.
+COMPRESSED = {"compressed_sparse_attention", "heavily_compressed_attention"}
 
 #: Alternation that released configs leave to the defaults of transformers' config classes: every n-th layer sees everything.
 _DEFAULT_PERIODS = {
@@ -45,7 +49,7 @@ def whole(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
 def layer_kinds(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str] | None:
     """One word a layer, in the config's own vocabulary; None (and a note that says why) if it uses an unknown one."""
     kinds = _spelled_out(text, count) or _by_rule(text, count)
-    known = FULL | SLIDING | CHUNKED | STATE | NOTHING | {"image_cross_attention"}
+    known = FULL | SLIDING | CHUNKED | STATE | NOTHING | BOTH | COMPRESSED | {"image_cross_attention"}
     for kind in kinds:
         if kind not in known:
             notes.append(f"the config has layers of type {kind!r}, which graphmem does not know")
@@ -63,15 +67,21 @@ def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
         if isinstance(value, list) and value:
             listed = [str(kind) for kind in value]
             return (listed * count)[:count] if key == "block_types" else listed
+    ratios = text.get("compress_ratios")
+    if (
+        isinstance(ratios, list) and ratios
+    ):  # DeepSeek-V4: 0 is a plain window; entries beyond the layers are prediction layers
+        names = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+        return [names.get(ratio, f"compressed by {ratio}") for ratio in ratios[:count]]
     pattern = text.get("hybrid_override_pattern")
     if isinstance(pattern, str):  # Nemotron-H: M mamba, * attention, - MLP, E experts
         return list(pattern)
     kinds = text.get("attn_type_list")
     if isinstance(kinds, list):  # MiniMax: 1 is softmax attention, 0 lightning attention
         return ["full_attention" if kind else "linear_attention" for kind in kinds]
-    for key in ("full_attn_idxs", "attn_layer_indices"):  # LFM2, Bamba: which layers attend
+    for key, other in (("full_attn_idxs", "conv"), ("attn_layer_indices", "mamba")):  # LFM2, Bamba: which layers attend
         if isinstance(text.get(key), list):
-            return ["full_attention" if number in text[key] else "conv" for number in range(count)]
+            return ["full_attention" if number in text[key] else other for number in range(count)]
     linear = text.get("linear_attn_config")
     if isinstance(linear, Mapping) and isinstance(linear.get("full_attn_layers"), list):  # Kimi Linear, counted from 1
         return ["full_attention" if number + 1 in linear["full_attn_layers"] else "kda" for number in range(count)]
@@ -94,8 +104,12 @@ def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
     if period := text.get("attn_layer_period"):  # Jamba
         offset = text.get("attn_layer_offset", 0)
         return ["attention" if n % period == offset else "mamba" for n in range(count)]
-    if "state_size" in text and not whole(text, HEAD_KEYS):  # Mamba
+    if "state_size" in text and not text.get("num_attention_heads"):  # Mamba, Mamba-2
         return ["mamba"] * count
+    if "mamba_d_ssm" in text:  # Falcon-H1
+        return ["hybrid"] * count
+    if "attention_hidden_size" in text and not whole(text, HEAD_KEYS):  # RWKV
+        return ["recurrent"] * count
     if text.get("attention_chunk_size"):  # Llama 4: layers without RoPE see everything, by default every fourth
         ropes = text.get("no_rope_layers")
         if isinstance(ropes, list) and ropes:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from graphmem.inference.kv_cache import CacheLayout, NoCache
+from graphmem.inference.kv_dtypes import BFLOAT16
+from graphmem.inference.layouts import CrossAttention, Nothing, State
 from graphmem.inspection.model import Model
 from graphmem.parameters.loading import NAIVE, Linears, load_with
 from graphmem.parameters.schemes import SCHEMES
@@ -78,11 +80,22 @@ def _together(linears: Sequence[Linears]) -> Linears:
 def cache_figures(model: Model) -> list[Figure]:
     """The cache in two figures, where there is one."""
     layout = model.cache
-    if isinstance(layout, NoCache) or not layout.bytes_per_token():
+    if isinstance(layout, NoCache):
         return []
+    figures = []
+    if state := layout.state_bytes():
+        terms = "; ".join(
+            f"{count} layers × ({cache.arithmetic})"
+            for cache, count in layout.kinds().items()
+            if isinstance(cache, State)
+        )
+        figures.append(Figure("state_bytes", "States a sequence (16-bit model)", state, "bytes", "formula", terms))
+    if not layout.bytes_per_token():
+        return figures
     token, later = layout.bytes_per_token(), layout.bytes_per_token(once_full=True)
     windows = f", {format_bytes(later)} once windows are full" if later != token else ""
-    figures = [
+    figures.insert(
+        0,
         Figure(
             "kv_cache_bytes_per_token",
             f"KV cache a token (16-bit{windows})",
@@ -90,8 +103,8 @@ def cache_figures(model: Model) -> list[Figure]:
             "bytes",
             "formula",
             layout.explain(),
-        )
-    ]
+        ),
+    )
     if layout.context:
         least = ", at least" if layout.is_partial else ""
         figures.append(
@@ -134,27 +147,31 @@ _CACHE_COLUMNS = (
 
 
 def _cache_rows(layout: CacheLayout) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    kinds: dict[tuple[str, int | None, str], list[int]] = {}
-    for layer in layout.layers:
-        kinds.setdefault((layer.kind, layer.window, layer.arithmetic), []).append(layer.elements)
     rows: list[Row] = []
     explain: list[str] = []
-    for (kind, window, arithmetic), elements in kinds.items():
-        kept = layout.context if window is None else min(window, layout.context or window)
-        per_token = 2 * sum(elements)
-        if per_token:
-            rows.append((kind, len(elements), per_token, kept, per_token * kept if kept else None))
-            explain.append(f"{kind}: {len(elements)} layers × {arithmetic} × 2 B = {format_count(per_token)} B a token")
-        else:
-            rows.append((kind, len(elements), None, None, None))
-            explain.append(f"{kind}: keeps no keys and values a token")
-    if layout.cross_elements:
-        tokens = layout.encoder_context
-        per_token = 2 * layout.cross_elements
-        rows.append(
-            ("cross-attention, a token of the encoder", None, per_token, tokens, per_token * tokens if tokens else None)
-        )
-        explain.append(f"cross-attention: as many values for each token of the encoder, {format_count(per_token)} B")
+    for cache, count in layout.kinds().items():
+        if isinstance(cache, Nothing):
+            rows.append((cache.kind, count, None, None, None))
+            explain.append(f"{cache.kind}: keeps nothing of its own")
+            continue
+        if isinstance(cache, State):
+            once = count * cache.nbytes(2)
+            rows.append((f"state ({cache.name})", count, None, None, once))
+            explain.append(
+                f"state: {count} layers × ({cache.arithmetic}) = {format_count(once)} B a sequence, whatever its length"
+            )
+            continue
+        per_token = count * cache.per_token(BFLOAT16)
+        what = f"{count} layers × {cache.arithmetic} × 2 B = {format_count(per_token)} B"
+        if isinstance(cache, CrossAttention):
+            kept, per_kept = cache.tokens, count * cache.bytes_at(0, BFLOAT16)
+            rows.append((f"cross-attention, a token of the {cache.of}", count, per_token, kept, per_kept or None))
+            explain.append(f"cross-attention: {what} a token of the {cache.of}")
+            continue
+        kept = cache.kept(layout.context) if layout.context else cache.window
+        at_context = count * cache.bytes_at(layout.context, BFLOAT16) if layout.context else None
+        rows.append((cache.kind, count, per_token, kept, at_context or (per_token * kept if kept else None)))
+        explain.append(f"{cache.kind}: {what} a token")
     return tuple(rows), tuple(explain)
 
 
