@@ -14,6 +14,28 @@ Attention = Literal["eager", "sdpa", "flash"]
 
 
 @dataclass(frozen=True)
+class Generation:
+    """How tokens are generated: the cache's class, and what runs beside each other."""
+
+    #: Tokens after the prompt's own; each is a forward of one token.
+    decode_steps: int = 1
+    #: ``dynamic``, ``static``, ``offloaded``, ``offloaded-static``, or one of `tracing.quantized_cache.NAMES`.
+    cache: str = "dynamic"
+    #: Length of a static cache.
+    max_cache_len: int = 0
+    beams: int = 1
+    #: Samples of each prompt (``num_return_sequences``).
+    samples: int = 1
+    #: Whether prefill makes the logits of the last token only, as ``generate`` asks for where a model can.
+    last_logits_only: bool = True
+
+    @property
+    def sequences(self) -> int:
+        """Sequences for each prompt."""
+        return max(self.beams, 1) * max(self.samples, 1) if self.beams == 1 else self.beams
+
+
+@dataclass(frozen=True)
 class Workload:
     """What one step does. Defaults are those of a plain training loop or forward call in PyTorch."""
 
@@ -48,6 +70,8 @@ class Workload:
     alloc_conf: str = ""
     #: Trace repeated layers a few times only and replicate their events.
     fold: bool = True
+    #: Generate tokens instead of one forward; None: one forward.
+    generation: Generation | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (

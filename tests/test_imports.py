@@ -31,6 +31,7 @@ LEVELS = [
     {"snapshots"},
     {"measuring"},
     {"inspection"},
+    {"engines"},
     {"views"},
     {"api"},
     {"cli"},

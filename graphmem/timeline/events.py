@@ -11,8 +11,9 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 
-#: The part of a step an operation ran in. ``recompute`` is forward code run again during backward, by checkpointing.
-Phase = Literal["forward", "loss", "backward", "recompute", "optimizer"]
+#: The part of a step an operation ran in. ``recompute`` is forward code run again during backward, by checkpointing; generating
+#: tokens has a ``prefill`` of the prompt and a ``decode`` for each token.
+Phase = Literal["forward", "loss", "backward", "recompute", "optimizer", "prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)

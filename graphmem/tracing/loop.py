@@ -12,6 +12,7 @@ import torch
 
 from graphmem.errors import GraphmemError
 from graphmem.timeline.events import Phase
+from graphmem.tracing.generation import generate
 from graphmem.tracing.offload import offloaded
 from graphmem.tracing.on_meta import map_tensors
 from graphmem.workload import Workload
@@ -45,11 +46,20 @@ class Watch:
 def run_steps(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload, watch: Watch
 ) -> None:
-    """``workload.steps`` steps of ``module(*args, **kwargs)``.
+    """``workload.steps`` steps of ``module(*args, **kwargs)``, or the generation of tokens.
 
     Raises:
-        GraphmemError: there is nothing to train.
+        GraphmemError: there is nothing to train, or the module does not generate.
     """
+    if workload.generation is not None:
+        generate(module, kwargs, workload.generation, watch)
+    else:
+        _steps(module, args, kwargs, workload, watch)
+
+
+def _steps(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload, watch: Watch
+) -> None:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer: Any = None
     if workload.trains:

@@ -1,0 +1,1 @@
+"""What runs a model for inference, each with its own accounting: transformers, vLLM, llama.cpp."""
