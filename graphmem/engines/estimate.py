@@ -97,13 +97,20 @@ def matrix(
         what: what is left, in words.
     """
     contexts = [tokens for tokens in CONTEXTS if tokens < longest] + [longest]
-    requests = [count for count in CONCURRENCY if count <= most]
+    cells = {(tokens, count): left(tokens, count) for tokens in contexts for count in CONCURRENCY if count <= most}
+    fitting = {count for (_, count), room in cells.items() if room is not None and room >= 0}
+    requests = [count for count in CONCURRENCY if count in fitting or count == 1]
     columns = (
-        Column("context", "Context", "count"), *(Column(f"requests_{count}", f"{count} at once", "bytes") for count in requests),
+        Column("context", "Context", "count"), *(Column(f"requests_{count}", f"× {count}", "bytes") for count in requests),
     )  # fmt: skip
-    rows = tuple((tokens, *(left(tokens, count) for count in requests)) for tokens in contexts)
-    said = (f"{what}; below zero, it does not fit", *notes)
-    return Table("matrix", "Context × concurrent requests: bytes left", columns, rows, basis, None, said)
+
+    def cell(tokens: int, count: int) -> int | None:
+        room = cells[tokens, count]
+        return room if room is not None and room >= 0 else None
+
+    rows = tuple((tokens, *(cell(tokens, count) for count in requests)) for tokens in contexts)
+    said = (f"{what}; –: they do not fit at once", *notes)
+    return Table("matrix", "Left, by context and concurrent requests", columns, rows, basis, None, said)
 
 
 def rules_of_thumb(parameters: int, bits: int, weights: int, total: int) -> Table:

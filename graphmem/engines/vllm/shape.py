@@ -59,7 +59,8 @@ def shape_of(model: Model, layout: CacheLayout) -> Shape:
     """
     config = model.spec.config
     text = text_config(config)
-    hidden, vocabulary = whole(text, HIDDEN_KEYS), whole(text, ("vocab_size",)) or whole(config, ("vocab_size",))
+    hidden = whole(text, HIDDEN_KEYS)
+    vocabulary = whole(text, ("vocab_size",)) or whole(config, ("vocab_size",)) or _rows_of_embedding(model, hidden)
     if hidden is None or vocabulary is None:
         missing = "hidden_size" if hidden is None else "vocab_size"
         raise UnsupportedError(
@@ -80,6 +81,12 @@ def shape_of(model: Model, layout: CacheLayout) -> Shape:
         multimodal=any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config", "visual")),
         reuses_names=any(name.startswith(_LLAMA_FILE) for name in architectures(config)),
     )  # fmt: skip
+
+
+def _rows_of_embedding(model: Model, hidden: int | None) -> int | None:
+    """The vocabulary of a config that leaves it to its class (Gemma 3 27B)."""
+    tables = (t.spec.shape for t in model.tensors if model.roles[t.spec.name] == "embedding" and len(t.spec.shape) == 2)
+    return next((rows for rows, width in tables if width == hidden), None)
 
 
 def _rotary(text: Mapping[str, Any], size: int) -> int:

@@ -1,0 +1,1 @@
+"""Plain inference with transformers: prefill and decode of ``generate``, traced."""

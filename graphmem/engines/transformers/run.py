@@ -1,0 +1,186 @@
+"""A model and the settings of ``generate`` → what prefill and the last decode steps take, traced on the meta device.
+
+Two short traces stand for the whole: prefill of the prompt with the first steps after it, and the last steps, from a cache as long as it is then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from graphmem.engines.transformers.settings import Generating
+from graphmem.errors import GraphmemError
+from graphmem.timeline.events import Kind, Phase
+from graphmem.tracing.device import Device
+from graphmem.tracing.on_meta import light_copy
+from graphmem.tracing.run import trace_module
+from graphmem.tracing.targets import Choices, resolve
+from graphmem.tracing.trace import Trace
+from graphmem.training.quantized import quantize
+from graphmem.workload import Generation, Workload
+
+#: Steps that are traced after a prefill: the second replaces what sliding windows still hold of it.
+_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The most bytes while a phase ran, and what they were."""
+
+    nbytes: int
+    kinds: dict[Kind, int]
+    where: str
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Both traces and what they show."""
+
+    settings: Generating
+    device: Device
+    first: Trace
+    #: The last steps; the same trace where there are no more steps than it has.
+    last: Trace
+    name: str
+    model_class: str
+    parameters: int
+    #: Longest context of the model; None: its config names none.
+    context: int | None
+
+    @property
+    def loaded(self) -> int:
+        """Parameters and buffers."""
+        return sum(
+            self.first.device.rounding * -(-block.nbytes // self.first.device.rounding)
+            for event in self.first.events
+            if event.op is None and (block := self.first.blocks[event.block]).kind in ("parameter", "buffer")
+        )
+
+    @cached_property
+    def prefill(self) -> Moment:
+        return _moment(self.first, "prefill", 0)
+
+    @cached_property
+    def decode(self) -> Moment | None:
+        """The last step; None where only one token is generated, which is prefill's."""
+        if self.settings.new_tokens < 2:
+            return None
+        return _moment(self.last, "decode", max(op.step for op in self.last.ops))
+
+    @property
+    def peak(self) -> Moment:
+        """The larger of the two."""
+        return self.prefill if self.decode is None or self.prefill.nbytes >= self.decode.nbytes else self.decode
+
+    @property
+    def steady(self) -> int:
+        """Bytes allocated when all is generated and the cache is still held."""
+        # The trace ends with the loop's own variables alive.
+        return self.last.end
+
+    @property
+    def reserved(self) -> int:
+        """What PyTorch reserves at most in either trace."""
+        return max(trace.simulate().peak_reserved for trace in (self.first, self.last))
+
+    @property
+    def fits(self) -> bool | None:
+        if self.device.memory is None:
+            return None
+        return all(_fits(trace) for trace in (self.first, self.last))
+
+
+def _fits(trace: Trace) -> bool:
+    try:
+        return trace.simulation.out_of_memory is None
+    except GraphmemError:  # not even the model does
+        return False
+
+
+def generated(target: str, settings: Generating, device: Device, choices: Choices) -> Generated:
+    """Trace ``generate`` on a model.
+
+    Raises:
+        GraphmemError: the model does not generate, or cannot be traced; says where and why.
+    """
+    chosen = replace(choices, batch_size=settings.batch_size, seq_len=settings.prompt, dtype=settings.dtype)
+    workload = Workload(grad=False, attention=settings.attention, fold=False)
+    module, args, kwargs, name = resolve(target, (), workload, chosen)
+    if args or not _generates(module):
+        raise GraphmemError(
+            f"{name}: {type(module).__name__} generates no tokens; graphmem trace shows one forward of it"
+        )
+    context = _context(module)
+    if context is not None and settings.prompt + settings.new_tokens > context:
+        raise GraphmemError(
+            f"{settings.prompt:,} prompt and {settings.new_tokens:,} new tokens: {name} has positions for {context:,}; lower --prompt or --new-tokens"
+        )
+    if settings.load_in is not None:
+        module = light_copy(module)
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.bfloat16)
+        quantize(module, settings.load_in, dtype)
+    kwargs.pop("use_cache", None)
+
+    def traced(prompt: int, steps: int) -> Trace:
+        inputs = {key: _of_length(value, settings.prompt, prompt) for key, value in kwargs.items()}
+        generation = Generation(
+            steps, settings.cache, settings.kept_tokens, settings.beams, settings.samples, not settings.all_logits
+        )
+        return trace_module(module, (), inputs, replace(workload, generation=generation), device, name)
+
+    steps = settings.new_tokens - 1
+    first = traced(settings.prompt, min(steps, _STEPS))
+    encodes = getattr(module.config, "is_encoder_decoder", False)
+    last = first if steps <= _STEPS or encodes else _without_prefill(traced(settings.kept_tokens - _STEPS, _STEPS))
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Generated(settings, device, first, last, name, type(module).__name__, parameters, context)
+
+
+def _without_prefill(trace: Trace) -> Trace:
+    """The trace without what came and went during prefill: that one only stands for the steps before, and leaves their cache."""
+    born = {e.block for e in trace.events if e.alloc and e.op is not None and trace.ops[e.op].phase == "prefill"}
+    gone = {
+        e.block
+        for e in trace.events
+        if not e.alloc and e.block in born and e.op is not None and trace.ops[e.op].phase == "prefill"
+    }
+    return replace(trace, events=tuple(event for event in trace.events if event.block not in gone))
+
+
+def _of_length(value: torch.Tensor, given: int, wanted: int) -> torch.Tensor:
+    """Token ids of another length; everything else as it is."""
+    if value.dim() != 2 or value.shape[1] != given or given == wanted or value.is_floating_point():
+        return value
+    return value[:, :1].expand(-1, wanted).contiguous()
+
+
+def _generates(module: torch.nn.Module) -> bool:
+    return bool(getattr(module, "can_generate", lambda: False)()) and hasattr(module, "config")
+
+
+def _context(module: torch.nn.Module) -> int | None:
+    text = module.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    most = getattr(text, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def _moment(trace: Trace, phase: Phase, step: int) -> Moment:
+    """The highest total while operations of this phase and step ran."""
+    best, at = 0, -1
+    for position, (event, total) in enumerate(zip(trace.events, trace.totals, strict=True)):
+        op = trace.ops[event.op] if event.op is not None else None
+        if op is not None and (op.phase, op.step) == (phase, step) and total > best:
+            best, at = total, position
+    kinds: dict[Kind, int] = {}
+    alive: set[int] = set()
+    for event in trace.events[: at + 1]:
+        (alive.add if event.alloc else alive.discard)(event.block)
+    for number in alive:
+        block = trace.blocks[number]
+        size = trace.device.rounding * -(-block.nbytes // trace.device.rounding)
+        kinds[block.kind] = kinds.get(block.kind, 0) + size
+    op = trace.ops[trace.events[at].op or 0] if at >= 0 else None
+    where = ", ".join(part for part in (op.module, op.name, op.line) if part) if op is not None else ""
+    return Moment(best, kinds, where)

@@ -1,0 +1,53 @@
+"""The budget asked the other way round: the least utilization, the longest context, the most requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from graphmem.engines.vllm.budget import Budget
+
+
+def least_utilization(found: Budget, requests: int = 1, tokens: int | None = None) -> float | None:
+    """The smallest ``gpu_memory_utilization``, in hundredths, with which ``requests`` of ``tokens`` (``max_model_len``) fit at once; None: no share does."""
+    length = tokens or found.max_model_len
+
+    def enough(hundredths: int) -> bool:
+        tried = found.again(gpu_memory_utilization=hundredths / 100)
+        return tried.available > 0 and tried.left(length, requests) >= 0
+
+    least = _first(enough, 1, 100)
+    return None if least is None else least / 100
+
+
+def longest_model_len(found: Budget) -> int | None:
+    """The longest ``max_model_len`` of which one request fits, up to the model's own; None: not even one token does."""
+    longest = found.layout.context or found.max_model_len
+
+    def too_long(tokens: int) -> bool:
+        return not found.again(max_model_len=tokens).starts
+
+    first = _first(too_long, 1, longest)
+    if first is None:
+        return longest
+    return first - 1 or None
+
+
+def most_requests(found: Budget, tokens: int) -> int:
+    """How many requests of ``tokens`` run at once, not more than ``max_num_seqs``."""
+    one = found.request_bytes(tokens)
+    room = found.blocks * found.pool.block_bytes
+    return min(room // one if one else found.schedule.max_num_seqs, found.schedule.max_num_seqs)
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The first number from ``low`` to ``high`` from which on ``holds`` is true; None if it is true for none."""
+    if not holds(high):
+        return None
+    while low < high:
+        middle = math.floor((low + high) / 2)
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,276 @@
+"""A vLLM budget as an Estimate: the budget's items, what fits, the questions the other way round, the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graphmem.config import text_config
+from graphmem.engines.estimate import Estimate, Item, layer_cache_table, matrix, rules_of_thumb
+from graphmem.engines.vllm.budget import Budget
+from graphmem.engines.vllm.questions import least_utilization, longest_model_len, most_requests
+from graphmem.engines.vllm.specs import Spec
+from graphmem.inference.layouts import LayerCache, Nothing
+from graphmem.report import Column, Figure, Row, Table
+from graphmem.units import format_bytes
+
+
+def estimate(found: Budget, target: str, origin: str, place: str) -> Estimate:
+    """What ``graphmem infer --engine vllm`` answers. ``place``: the GPU, in words."""
+    starts = found.starts
+    left = (
+        found.left(found.max_model_len, 1)
+        if found.available > 0
+        else found.available - found.request_bytes(found.max_model_len)
+    )
+    tables = [_cache(found), *_loading(found)]
+    if starts:
+        tables.append(
+            matrix(
+                found.left, found.max_model_len, found.schedule.max_num_seqs, "formula", "of the pool of blocks", _NOTES
+            )
+        )
+    bits = 8 * found.model_bytes
+    tables.append(
+        rules_of_thumb(
+            found.model.parameters,
+            bits,
+            found.weights.total,
+            found.requested - max(found.available, 0) + found.request_bytes(found.max_model_len),
+        )
+    )
+    return Estimate(
+        "vllm", target, f"vLLM {found.release}, {found.settings.usage}, on {place}; {origin}", tuple(_items(found)), tuple(_figures(found, left, place)),
+        tuple(tables), tuple(_said(found)), tuple(_warnings(found)), starts, left,
+    )  # fmt: skip
+
+
+_NOTES = ("prefixes that requests share are not counted once", "more requests than fit wait, or are preempted")
+
+
+def _items(found: Budget) -> Iterator[Item]:
+    weights, profile = found.weights, found.profile
+    parts = ", ".join(f"{role} {format_bytes(nbytes)}" for role, nbytes in weights.components.items())
+    extra = (
+        f"; rotary tables {format_bytes(weights.rotary)}; blocks not worth splitting {format_bytes(weights.rounding)}"
+    )
+    yield Item(
+        "weights",
+        "Weights",
+        weights.total,
+        found.model.spec.basis,
+        parts + extra + (f"; LoRA slots {format_bytes(weights.lora)}" if weights.lora else ""),
+    )
+    larger = max(profile.forward, profile.sampling)
+    yield Item("activations", "Activations, at the peak of profiling", larger, "formula", profile.explain)
+    yield Item(
+        "workspace",
+        "cuBLAS workspace",
+        profile.workspace,
+        "formula",
+        "aten/src/ATen/cuda/CublasHandlePool.cpp, by compute capability",
+    )
+    if kept := profile.kept + found.runner:
+        yield Item(
+            "kept",
+            "Buffers of the runner",
+            kept,
+            "formula",
+            f"penalties and image features {profile.kept:,} B, embeddings and tables {found.runner:,} B",
+        )
+    outside = found.non_torch
+    yield Item(
+        "non_torch",
+        "Outside PyTorch",
+        outside.nbytes,
+        "calibrated",
+        f"{format_bytes(outside.low)} to {format_bytes(outside.high)}: {outside.source}",
+    )
+    if found.graphs_planned:
+        yield Item(
+            "graphs",
+            "CUDA graphs, as planned for",
+            found.graphs_planned,
+            "formula",
+            "at least 1 MiB a size, piecewise and whole",
+        )
+    yield Item(
+        "cache", "KV cache: the pool of blocks", max(found.available, 0), "formula",
+        f"{found.total:,} B × {found.utilization:g} − everything above",
+    )  # fmt: skip
+
+
+def _figures(found: Budget, left: int, place: str) -> Iterator[Figure]:
+    length = found.max_model_len
+    yield Figure(
+        "fits", f"Starts on {place}", "yes" if found.starts else "no", "text", "calibrated",
+        f"the pool must hold one request of max_model_len, {length:,} tokens: {format_bytes(found.request_bytes(length))}",
+    )  # fmt: skip
+    if not found.starts:
+        yield Figure("margin", "Over by", -left, "bytes", "calibrated")
+    yield Figure(
+        "weights", "Weights", found.weights.total, "bytes", found.model.spec.basis, 'the log\'s "Model loading took"'
+    )
+    yield Figure(
+        "requested",
+        "gpu_memory_utilization",
+        f"{found.utilization:g}",
+        "text",
+        "assumed",
+        f"{format_bytes(found.requested)} of {format_bytes(found.total)}",
+    )
+    yield Figure(
+        "available", "KV cache", max(found.available, 0), "bytes", "formula", 'the log\'s "Available KV cache memory"'
+    )
+    yield Figure(
+        "blocks",
+        "Blocks",
+        found.blocks,
+        "count",
+        "formula",
+        f"of {found.pool.block_bytes:,} B, {found.block_size} tokens each before hybrids",
+    )
+    yield Figure("tokens", "Tokens in the cache", found.tokens, "count", "formula", 'the log\'s "GPU KV cache size"')
+    yield Figure(
+        "concurrency",
+        f"Requests of {length:,} tokens at once",
+        f"{found.concurrency:.2f}",
+        "text",
+        "formula",
+        'the log\'s "Maximum concurrency"',
+    )
+    yield Figure(
+        "max_num_seqs", "Sequences a step, at most", found.schedule.max_num_seqs, "count", "assumed", "max_num_seqs"
+    )
+    yield Figure(
+        "max_num_batched_tokens",
+        "Tokens a step, at most",
+        found.schedule.max_num_batched_tokens,
+        "count",
+        "assumed",
+        "max_num_batched_tokens",
+    )
+    least = least_utilization(found)
+    said = f"{least:g}" if least is not None else "none: more than all of it"
+    yield Figure(
+        "least_utilization",
+        f"Least utilization for one request of {length:,}",
+        said,
+        "text",
+        "calibrated",
+        "in hundredths",
+    )
+    longest = longest_model_len(found)
+    yield Figure(
+        "longest",
+        "Longest max_model_len that starts",
+        longest or 0,
+        "count",
+        "calibrated",
+        "up to the model's own context",
+    )
+    yield from _process(found)
+
+
+def _process(found: Budget) -> Iterator[Figure]:
+    """What nvidia-smi shows of the process once it serves: the context and, before 0.20, graphs lie outside the share."""
+    if found.device.context is None:
+        return
+    low, median, high = found.device.context
+    outside = 0 if found.release.graphs_in_budget else found.graphs.nbytes
+    yield Figure(
+        "driver", "nvidia-smi, serving", found.requested + median + outside, "bytes", "calibrated",
+        f"the share, the CUDA context of {format_bytes(median)} ({format_bytes(low)} to {format_bytes(high)})"
+        + (f", and CUDA graphs of about {format_bytes(outside)} ({found.graphs.source})" if outside else ""),
+    )  # fmt: skip
+
+
+def _cache(found: Budget) -> Table:
+    """What one request of max_model_len takes, by kind of layer."""
+    length = found.max_model_len
+    rows = []
+    counts: dict[LayerCache, int] = found.layout.with_draft_layers(found.settings.draft_layers).kinds()
+    for cache, count in counts.items():
+        if isinstance(cache, Nothing):
+            rows.append((cache.kind, count, 0, None, None, "keeps nothing of its own"))
+            continue
+        for spec in _specs(found, cache):
+            each = spec.bytes_of_request(length, found.tokens_in_flight)
+            state = spec.kind == "state"
+            per_token = 0 if state else count * spec.per_token
+            kept = None if state else spec.blocks(length, found.tokens_in_flight) * spec.block
+            rows.append(
+                (
+                    cache.kind,
+                    count,
+                    per_token,
+                    kept,
+                    count * each,
+                    f"{count} layers × {cache.arithmetic}; {spec.block} tokens a block",
+                )
+            )
+    return layer_cache_table(rows, f"Cache of a request of {length:,} tokens, in whole blocks")
+
+
+def _specs(found: Budget, cache: LayerCache) -> list[Spec]:
+    from graphmem.engines.vllm.specs import specs_of
+
+    return specs_of(
+        [cache],
+        found.release,
+        found.kv,
+        found.block_size,
+        found.max_model_len,
+        found.settings.tensor_parallel_size,
+        found.model_bytes,
+    )
+
+
+def _loading(found: Budget) -> Iterator[Table]:
+    weights = found.weights
+    columns = (Column("part", "Weights"), Column("bytes", "Bytes", "bytes"))
+    rows: list[Row] = [(role, nbytes) for role, nbytes in weights.components.items()]
+    rows += [
+        (title, nbytes)
+        for title, nbytes in (
+            ("rotary tables", weights.rotary),
+            ("LoRA slots", weights.lora),
+            ("allocator's rounding", weights.rounding),
+        )
+        if nbytes
+    ]
+    yield Table(
+        "weights_by_part", "Weights as loaded", columns, tuple(rows), "formula", ("Total", weights.total), weights.notes
+    )
+
+
+def _said(found: Budget) -> Iterator[str]:
+    settings = found.settings
+    yield f"dtype: {found.dtype}; KV cache: {found.kv.key}; block size {found.block_size}"
+    if settings.tensor_parallel_size > 1:
+        yield f"one of {settings.tensor_parallel_size} GPUs (tensor parallel); every figure is of one"
+    groups = found.pool.groups
+    if len(kinds := dict.fromkeys(f"{group.spec.kind} ({group.spec.block:,} tokens a block)" for group in groups)) > 1:
+        counts = {
+            kind: sum(f"{g.spec.kind} ({g.spec.block:,} tokens a block)" == kind for g in groups) for kind in kinds
+        }
+        said = ", ".join(f"{count} of {kind}" for kind, count in counts.items())
+        yield f"groups of {groups[0].layers} layers that share tables of blocks: {said}"
+    yield "prefix sharing is left out: requests that begin alike take less"
+    yield from found.layout.notes
+    most = most_requests(found, found.max_model_len)
+    yield f"at most {most:,} requests of {found.max_model_len:,} tokens, {most_requests(found, max(found.max_model_len // 4, 1)):,} of a quarter of it"
+
+
+def _warnings(found: Budget) -> Iterator[str]:
+    if found.available <= 0:
+        yield f"nothing is left for the cache: weights and profiling take {format_bytes(found.beside_cache)} of {format_bytes(found.requested)}"
+    elif not found.starts:
+        yield (
+            f"vLLM refuses to start: one request of {found.max_model_len:,} tokens needs {format_bytes(found.request_bytes(found.max_model_len))} of cache; "
+            "lower --max-model-len or raise --gpu-memory-utilization"
+        )
+    if found.utilization > 0.95:
+        yield "the CUDA context and, before 0.20, CUDA graphs lie outside the share: above 0.95 little is left for them"
+    text = text_config(found.model.spec.config)
+    if found.settings.draft_layers == 0 and text.get("num_nextn_predict_layers"):
+        yield "the model has prediction layers (MTP); --draft-layers 1 counts their cache as well"
