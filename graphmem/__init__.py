@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphmem.api import infer as infer
     from graphmem.api import inspect as inspect
     from graphmem.api import load_trace as load_trace
     from graphmem.api import measure as measure
     from graphmem.api import show as show
     from graphmem.api import trace as trace
     from graphmem.api import train as train
+    from graphmem.engines.estimate import Estimate as Estimate
     from graphmem.errors import GraphmemError as GraphmemError
     from graphmem.report import Figure as Figure
     from graphmem.report import Report as Report
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "infer": "graphmem.api",
     "inspect": "graphmem.api",
     "load_trace": "graphmem.api",
     "measure": "graphmem.api",
     "show": "graphmem.api",
     "trace": "graphmem.api",
     "train": "graphmem.api",
+    "Estimate": "graphmem.engines.estimate",
     "GraphmemError": "graphmem.errors",
     "Figure": "graphmem.report",
     "Report": "graphmem.report",
@@ -50,7 +54,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "inspect",
+    "Device", "Estimate", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "infer", "inspect",
     "load_trace", "measure", "rule", "show", "trace", "train",
 ]  # fmt: skip
 

@@ -17,6 +17,7 @@ from graphmem.workload import Attention, Routing, StepKind, Workload
 if TYPE_CHECKING:
     import torch
 
+    from graphmem.engines.estimate import Estimate
     from graphmem.measuring.measurement import Measurement
     from graphmem.tracing.device import Device
     from graphmem.tracing.trace import Trace
@@ -227,6 +228,58 @@ def train(
     base = Workload(step="train", loss=function, routing=routing, attention=attention, alloc_conf=alloc_conf, fold=fold)
     choices = Choices(batch_size, seq_len, None, trust_remote_code, Access(revision, token, offline), packed)
     return trained(Job(target, inputs, training, choices, base, on, gpu is not None))
+
+
+def infer(
+    target: str | Path,
+    *,
+    engine: str | None = None,
+    gpu: str | None = None,
+    memory: int | str | None = None,
+    alloc_conf: str = "",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    **options: Any,
+) -> Estimate:
+    """What it takes to load a model, to prefill, to decode and to serve it; what fits on a GPU.
+
+    Args:
+        target: a model id, a folder, or a GGUF file (``"owner/name/file.gguf"``).
+        engine: ``"transformers"`` (the default: ``generate``, traced), ``"vllm"``, or ``"llama.cpp"`` (the default for GGUF files).
+        gpu: a GPU of `graphmem.hardware`: ``"H100-80GB"``, ``"RTX 4090"``; vLLM needs one, or ``memory``.
+        memory: bytes of the device (or ``"23.5GiB"``), in place of the GPU's own.
+        alloc_conf: transformers: settings of the caching allocator.
+        options: the engine's own, in its words: fields of `engines.transformers.settings.Generating` (``prompt``, ``new_tokens``,
+            ``batch_size``, ``beams``, ``samples``, ``cache``, ``dtype``, ``load_in``, ``attention``, ``all_logits``), of
+            `engines.vllm.serving.Serving` (``version``, ``gpu_memory_utilization``, ``max_model_len``, ``kv_cache_dtype``,
+            ``tensor_parallel_size``, …), or of `engines.llama_cpp.settings.Running` (``ctx_size``, ``gpu_layers``, ``cache_type_k``, …). None: the
+            engine's default.
+        trust_remote_code, revision, token, offline: as in `trace`.
+
+    Returns:
+        An Estimate: ``found.item("weights").nbytes``, ``found.total`` (bytes), ``found.fits``, ``found.margin``, ``found["matrix"]``,
+        ``found.report()``.
+
+    Raises:
+        GraphmemError: with one line that says what is wrong and what to type next.
+    """
+    from graphmem.engines.choose import infer as answer
+    from graphmem.tracing.device import traced_for
+
+    parse_alloc_conf(alloc_conf)
+    on = traced_for(None, gpu, memory)
+    return answer(
+        str(target),
+        engine,
+        options,
+        on,
+        gpu is not None,
+        Access(revision, token, offline),
+        trust_remote_code,
+        alloc_conf,
+    )
 
 
 def measure(

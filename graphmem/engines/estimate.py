@@ -113,7 +113,7 @@ def matrix(
     return Table("matrix", "Left, by context and concurrent requests", columns, rows, basis, None, said)
 
 
-def rules_of_thumb(parameters: int, bits: int, weights: int, total: int) -> Table:
+def rules_of_thumb(parameters: int, bits: float, weights: int, total: int) -> Table:
     """The 1.2 rule beside what was found: as a figure for the weights, and for all that the run takes."""
     says = rules.loaded(parameters, bits)
     columns = (
@@ -124,12 +124,16 @@ def rules_of_thumb(parameters: int, bits: int, weights: int, total: int) -> Tabl
         (about, says, ours, round(says / ours - 1, 4) if ours else None)
         for about, ours in (("weights loaded", weights), ("all of it", total))
     ]
-    note = f'M = P × 4 B / (32/Q) × 1.2 with P = {parameters:,} and Q = {bits} ("GPU memory for AI models"): it knows neither context nor requests'
+    note = f'M = P × 4 B / (32/Q) × 1.2 with P = {parameters:,} and Q = {bits:g} ("GPU memory for AI models"): it knows neither context nor requests'
     return Table("rules", "Rule of thumb", columns, tuple(rows), "formula", None, (note,))
 
 
-def layer_cache_table(rows: Sequence[tuple[str, int, int, int | None, int | None, str]], title: str) -> Table:
-    """Cache by kind of layer: (kind, layers, bytes a token, tokens kept, bytes, arithmetic)."""
+#: (kind, layers, bytes a token, tokens kept, bytes, arithmetic)
+CacheRow = tuple[str, int, int, int | None, int | None, str]
+
+
+def layer_cache_table(rows: Sequence[CacheRow], title: str) -> Table:
+    """Cache by kind of layer."""
     columns = (
         Column("kind", "Kind of layer"), Column("layers", "Layers", "count"), Column("bytes_per_token", "A token", "bytes"),
         Column("tokens", "Tokens kept", "count"), Column("bytes", "A request", "bytes"),

@@ -63,13 +63,13 @@ _ALIASES = {
 BFLOAT16 = _NAMES["bfloat16"]
 
 
-def kv_dtype_named(name: str) -> KVDType:
-    """The storage that ``name`` means.
+def kv_dtype_named(name: str, among: tuple[str, ...] | None = None) -> KVDType:
+    """The storage that ``name`` means. ``among``: the names an engine has; None: all.
 
     Raises:
         GraphmemError: none has that name; the message says which come close.
     """
     found = _NAMES.get(_ALIASES.get(name.lower(), name.lower()))
-    if found is None:
-        raise GraphmemError(f"KV dtype {name!r}: {nearest(name, ('auto', *_NAMES))}")
+    if found is None or (among is not None and found.key not in among and name not in among):
+        raise GraphmemError(f"KV dtype {name!r}: {nearest(name, among or _NAMES)}")
     return found

@@ -26,6 +26,7 @@ _DEFAULT_PERIODS = {
     "olmo3": 4,
     "cohere2": 4,
     "gpt_oss": 2,
+    "gpt-oss": 2,
     "gemma3n": 5,
     "gemma3n_text": 5,
 }

@@ -15,7 +15,7 @@ def training_as_inferences(parameters: int, bytes_each: int) -> int:
     return 4 * parameters * bytes_each
 
 
-def loaded(parameters: int, bits: int) -> int:
+def loaded(parameters: int, bits: float) -> int:
     """M = P × 4 B / (32 / Q) × 1.2: weights at Q bits and 20 % on top ("GPU memory for AI models"; also substratus.ai)."""
     return round(parameters * 4 / (32 / bits) * 1.2)
 

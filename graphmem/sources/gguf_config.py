@@ -57,6 +57,8 @@ def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     window = metadata.get(f"{architecture}.attention.sliding_window")
     if window:
         # Which layers use it is in llama.cpp's code for most architectures, not in the file.
-        placed = "sliding_window_pattern" in config or architecture.startswith(("gemma2", "gemma3"))
+        placed = "sliding_window_pattern" in config or architecture.startswith(
+            ("gemma2", "gemma3", "gpt-oss", "cohere2")
+        )
         config["sliding_window" if placed else "unplaced_sliding_window"] = window
     return config

@@ -41,7 +41,7 @@ def quantized_cache(config: Any, name: str) -> Any:
 def _packed_layer(base: type, bits: int) -> Any:
     """A layer of groups of 64 elements: packed into bytes, with a scale and a zero point in the model's dtype for each group."""
 
-    class PackedLayer(base):  # type: ignore[misc]
+    class PackedLayer(base):
         def __init__(self) -> None:
             super().__init__(nbits=bits)
 

@@ -12,7 +12,10 @@ import torch
 
 from graphmem.engines.transformers.settings import Generating
 from graphmem.errors import GraphmemError
+from graphmem.timeline.allocator.conf import alloc_conf
+from graphmem.timeline.allocator.simulate import Simulation
 from graphmem.timeline.events import Kind, Phase
+from graphmem.timeline.reserved import simulated
 from graphmem.tracing.device import Device
 from graphmem.tracing.on_meta import light_copy
 from graphmem.tracing.run import trace_module
@@ -48,6 +51,8 @@ class Generated:
     parameters: int
     #: Longest context of the model; None: its config names none.
     context: int | None
+    #: Bytes of a quantized checkpoint's weights as stored, which were traced unpacked; None: they are as traced.
+    stored: int | None = None
 
     @property
     def loaded(self) -> int:
@@ -75,45 +80,78 @@ class Generated:
         return self.prefill if self.decode is None or self.prefill.nbytes >= self.decode.nbytes else self.decode
 
     @property
+    def weights(self) -> int:
+        """Parameters and buffers as loaded."""
+        return self.loaded - self.saved
+
+    @property
+    def saved(self) -> int:
+        """What stored weights take less than those that were traced."""
+        return 0 if self.stored is None else self.loaded - self.stored
+
+    @property
     def steady(self) -> int:
         """Bytes allocated when all is generated and the cache is still held."""
         # The trace ends with the loop's own variables alive.
         return self.last.end
 
+    @cached_property
+    def _served(self) -> tuple[Simulation, ...]:
+        """The caching allocator on a device without end, for both traces."""
+        return tuple(simulated(trace, alloc_conf(trace.alloc_conf)) for trace in (self.first, self.last))
+
+    @property
+    def allocated(self) -> int:
+        """The most bytes of blocks, as ``torch.cuda.max_memory_allocated()`` counts; unpacked weights as traced."""
+        if self.device.type != "cuda":
+            return self.peak.nbytes
+        return max(served.peak_allocated for served in self._served)
+
     @property
     def reserved(self) -> int:
-        """What PyTorch reserves at most in either trace."""
-        return max(trace.simulate().peak_reserved for trace in (self.first, self.last))
+        """What PyTorch reserves at most in either trace, with weights as loaded."""
+        if self.device.type != "cuda":
+            return self.peak.nbytes - self.saved
+        return max(served.peak_reserved for served in self._served) - self.saved
 
     @property
     def fits(self) -> bool | None:
+        """Whether both traces run on the device's memory; None where it has no end."""
         if self.device.memory is None:
             return None
-        return all(_fits(trace) for trace in (self.first, self.last))
+        return all(
+            _fits(trace, self.device.memory + self.saved, self.device.context_size) for trace in (self.first, self.last)
+        )
 
 
-def _fits(trace: Trace) -> bool:
+def _fits(trace: Trace, total: int, context: int) -> bool:
     try:
-        return trace.simulation.out_of_memory is None
+        return simulated(trace, alloc_conf(trace.alloc_conf), total, context).out_of_memory is None
     except GraphmemError:  # not even the model does
         return False
 
 
-def generated(target: str, settings: Generating, device: Device, choices: Choices) -> Generated:
+def generated(
+    target: str, settings: Generating, device: Device, choices: Choices, stored: int | None = None, alloc: str = ""
+) -> Generated:
     """Trace ``generate`` on a model.
+
+    Args:
+        stored: bytes of a quantized checkpoint's weights; they are traced unpacked.
+        alloc: settings of the caching allocator.
 
     Raises:
         GraphmemError: the model does not generate, or cannot be traced; says where and why.
     """
     chosen = replace(choices, batch_size=settings.batch_size, seq_len=settings.prompt, dtype=settings.dtype)
-    workload = Workload(grad=False, attention=settings.attention, fold=False)
+    workload = Workload(grad=False, attention=settings.attention, fold=False, alloc_conf=alloc)
     module, args, kwargs, name = resolve(target, (), workload, chosen)
     if args or not _generates(module):
         raise GraphmemError(
             f"{name}: {type(module).__name__} generates no tokens; graphmem trace shows one forward of it"
         )
     context = _context(module)
-    if context is not None and settings.prompt + settings.new_tokens > context:
+    if context is not None and settings.kept_tokens > context:
         raise GraphmemError(
             f"{settings.prompt:,} prompt and {settings.new_tokens:,} new tokens: {name} has positions for {context:,}; lower --prompt or --new-tokens"
         )
@@ -135,7 +173,16 @@ def generated(target: str, settings: Generating, device: Device, choices: Choice
     encodes = getattr(module.config, "is_encoder_decoder", False)
     last = first if steps <= _STEPS or encodes else _without_prefill(traced(settings.kept_tokens - _STEPS, _STEPS))
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Generated(settings, device, first, last, name, type(module).__name__, parameters, context)
+    return Generated(settings, device, first, last, name, type(module).__name__, parameters, context, stored)
+
+
+def prefill_bytes(target: str, tokens: int, requests: int, found: Generated, choices: Choices) -> tuple[int, int]:
+    """(peak of tensors, reserved) of prefilling ``requests`` prompts of ``tokens`` at once, with weights as loaded."""
+    settings = replace(found.settings, prompt=tokens, new_tokens=1, batch_size=requests)
+    other = generated(
+        target, settings, replace(found.device, memory=None), choices, found.stored, found.first.alloc_conf
+    )
+    return other.prefill.nbytes - other.saved, other.reserved
 
 
 def _without_prefill(trace: Trace) -> Trace:
@@ -161,7 +208,7 @@ def _generates(module: torch.nn.Module) -> bool:
 
 
 def _context(module: torch.nn.Module) -> int | None:
-    text = module.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    text = module.config.get_text_config(decoder=True)
     most = getattr(text, "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
 

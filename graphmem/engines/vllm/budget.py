@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from graphmem.config import named_dtype, text_config
+from graphmem.config import architectures, named_dtype, text_config
 from graphmem.dtypes import from_torch
+from graphmem.engines.shape import Shape, shape_of
 from graphmem.engines.vllm.groups import Pool, pool
 from graphmem.engines.vllm.overhead import Calibrated, graph_estimate, graphs, non_torch
 from graphmem.engines.vllm.profile import Profile, profile, uses_v2_runner
 from graphmem.engines.vllm.serving import Serving
-from graphmem.engines.vllm.shape import Shape, shape_of
 from graphmem.engines.vllm.specs import specs_of
 from graphmem.engines.vllm.versions import Release, Scheduling, release, scheduling
 from graphmem.engines.vllm.weights import Loaded, Lora, loaded
@@ -23,6 +23,9 @@ from graphmem.inference.layouts import Attention, LatentAttention
 from graphmem.inspection.model import Model
 from graphmem.parameters.schemes import SCHEMES
 from graphmem.tracing.device import Device
+
+#: What ``--kv-cache-dtype`` may be.
+_KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_ds_mla", "nvfp4")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Budget:
     def kv(self) -> KVDType:
         """How keys and values are stored; ``auto`` is the model's dtype."""
         name = self.settings.kv_cache_dtype
-        return kv_dtype_named(self.dtype if name == "auto" else "fp8" if name == "fp8_ds_mla" else name)
+        return kv_dtype_named(self.dtype if name == "auto" else "fp8" if name == "fp8_ds_mla" else name, _KV_DTYPES)
 
     # -- what it takes --------------------------------------------------------------------------------------------
 
@@ -138,7 +141,7 @@ class Budget:
     def profile(self) -> Profile:
         return profile(
             self.shape, self.schedule, self.release, self.model_bytes, self.settings.tensor_parallel_size, self.device.capability,
-            self.device.sms or 108,
+            self.device.sms or 108, architectures(self.model.spec.config),
         )  # fmt: skip
 
     @cached_property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphmem.engines.shape import Shape
 from graphmem.engines.vllm.profile import uses_v2_runner
-from graphmem.engines.vllm.shape import Shape
 from graphmem.engines.vllm.versions import Release, Scheduling
 from graphmem.units import GIB, MIB
 

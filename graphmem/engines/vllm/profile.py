@@ -6,13 +6,18 @@ layers/fused_moe/, layers/sampler.py, v1/sample/ops/topk_topp_sampler.py, v1/wor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphmem.engines.vllm.shape import Shape
+from graphmem.engines.shape import Shape
 from graphmem.engines.vllm.versions import Release, Scheduling
 
 #: cuBLAS' workspace, from PyTorch's allocator: by compute capability (aten/src/ATen/cuda/CublasHandlePool.cpp).
 _CUBLAS, _CUBLAS_HOPPER = 8_519_680, 32 * 2**20
+
+
+#: Classes whose model file in vLLM is llama.py, or derives from it.
+_LLAMA_FILE = ("Llama", "Mistral", "Phi3", "Yi", "InternLM3", "Aquila", "Solar")
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class Profile:
 
 def profile(
     shape: Shape, schedule: Scheduling, release: Release, model_bytes: int = 2, tp: int = 1, capability: tuple[int, int] = (8, 0),
-    sms: int = 108,
+    sms: int = 108, classes: Sequence[str] = (),
 ) -> Profile:  # fmt: skip
-    """What the profiling run allocates on one GPU of ``tp``."""
+    """What the profiling run allocates on one GPU of ``tp``. ``classes``: names of the model's class, which say whose code it runs."""
     tokens = schedule.max_num_batched_tokens
     rows = min(schedule.max_num_seqs, tokens)
-    forward, explain_forward = _forward(shape, tokens, release, model_bytes, tp)
+    forward, explain_forward = _forward(
+        shape, tokens, release, model_bytes, tp, any(name.startswith(_LLAMA_FILE) for name in classes)
+    )
     sampling, explain_sampling = _sampling(shape, tokens, rows, release, model_bytes, sms)
     kept = 0
     if uses_v2_runner(shape, release):
@@ -62,11 +69,11 @@ def uses_v2_runner(shape: Shape, release: Release) -> bool:
     return release.v1 and release.since("0.25.1") and shape.is_dense and not shape.has_states
 
 
-def _forward(shape: Shape, tokens: int, release: Release, size: int, tp: int) -> tuple[int, str]:
+def _forward(shape: Shape, tokens: int, release: Release, size: int, tp: int, reuses_names: bool) -> tuple[int, str]:
     """One decoder layer at its fullest: the loop's hidden states, the layer's and the residual stay beside attention, MLP or experts."""
     # Where the MLP's two projections keep their names until the end, eager code holds its input too; llama.py and what derives from it
     # give the name away.
-    keeps = not release.v1 and not shape.reuses_names
+    keeps = not release.v1 and not reuses_names
     hidden = (4 if keeps else 3) * shape.hidden
     attention = 2 * (shape.query + shape.key_value) // tp
     mlp = (shape.halves + 1) * shape.width // tp

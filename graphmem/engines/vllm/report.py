@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graphmem.config import text_config
-from graphmem.engines.estimate import Estimate, Item, layer_cache_table, matrix, rules_of_thumb
+from graphmem.engines.estimate import CacheRow, Estimate, Item, layer_cache_table, matrix, rules_of_thumb
 from graphmem.engines.vllm.budget import Budget
 from graphmem.engines.vllm.questions import least_utilization, longest_model_len, most_requests
 from graphmem.engines.vllm.specs import Spec
@@ -187,7 +187,7 @@ def _process(found: Budget) -> Iterator[Figure]:
 def _cache(found: Budget) -> Table:
     """What one request of max_model_len takes, by kind of layer."""
     length = found.max_model_len
-    rows = []
+    rows: list[CacheRow] = []
     counts: dict[LayerCache, int] = found.layout.with_draft_layers(found.settings.draft_layers).kinds()
     for cache, count in counts.items():
         if isinstance(cache, Nothing):

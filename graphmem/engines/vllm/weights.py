@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphmem.config import architectures, text_config
-from graphmem.engines.vllm.shape import Shape
+from graphmem.engines.shape import Shape
 from graphmem.engines.vllm.specs import kv_heads_of_rank
 from graphmem.engines.vllm.versions import Release
 from graphmem.inference.layer_kinds import whole

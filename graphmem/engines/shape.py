@@ -1,4 +1,4 @@
-"""The few sizes of a model that vLLM's buffers follow from, read from its config and its tensors."""
+"""The few sizes of a model that engines' buffers follow from, read from its config and its tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graphmem.config import architectures, text_config
+from graphmem.config import text_config
 from graphmem.errors import UnsupportedError
 from graphmem.inference.kv_cache import HIDDEN_KEYS, CacheLayout
 from graphmem.inference.layer_kinds import HEAD_KEYS, whole
@@ -18,9 +18,6 @@ _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num
 _TOP_K_KEYS = (
     "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "experts_per_token", "moe_k",
 )  # fmt: skip
-
-#: Classes whose model file in vLLM is llama.py, or derives from it.
-_LLAMA_FILE = ("Llama", "Mistral", "Phi3", "Yi", "InternLM3", "Aquila", "Solar")
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,6 @@ class Shape:
     rotary: int
     has_states: bool
     multimodal: bool
-    #: Whether vLLM's model file is llama.py or derives from it.
-    reuses_names: bool
 
     @property
     def is_dense(self) -> bool:
@@ -64,7 +59,7 @@ def shape_of(model: Model, layout: CacheLayout) -> Shape:
     if hidden is None or vocabulary is None:
         missing = "hidden_size" if hidden is None else "vocab_size"
         raise UnsupportedError(
-            f"the config names no {missing}, from which vLLM's buffers follow; add it to config.json"
+            f"the config names no {missing}, from which the engine's buffers follow; add it to config.json"
         )
     heads = whole(text, HEAD_KEYS) or 0
     attention = next((c for c in layout.attention if isinstance(c, Attention)), None)
@@ -79,7 +74,6 @@ def shape_of(model: Model, layout: CacheLayout) -> Shape:
         top_k=whole(text, _TOP_K_KEYS) or 1, expert_width=whole(text, ("moe_intermediate_size",)) or width,
         positions=layout.context or 0, rotary=rotary, has_states=bool(layout.states),
         multimodal=any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config", "visual")),
-        reuses_names=any(name.startswith(_LLAMA_FILE) for name in architectures(config)),
     )  # fmt: skip
 
 
