@@ -50,12 +50,12 @@ def _packed_layer(base: type, bits: int) -> Any:
             low = groups.amin(dim=1, keepdim=True)
             scale = (groups.amax(dim=1, keepdim=True) - low) / (2**bits - 1)
             codes = ((groups - low) / scale).to(torch.uint8)
-            packed = codes.view(-1, 8 // bits, self.q_group_size)[:, 0].clone() if bits < 8 else codes
+            packed = codes.view(-1)[:: 8 // bits].clone() if bits < 8 else codes
             return packed, scale, low, tensor.shape
 
         def _dequantize(self, q_tensor: Any) -> torch.Tensor:
             packed, scale, low, shape = q_tensor
             codes = packed.repeat_interleave(8 // bits, 0) if bits < 8 else packed
-            return (codes.to(scale.dtype) * scale + low).view(shape)
+            return (codes.view(-1, self.q_group_size).to(scale.dtype) * scale + low).view(shape)
 
     return PackedLayer

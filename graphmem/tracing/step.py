@@ -197,13 +197,16 @@ def mark_states(recorder: Recorder, optimizer: Any) -> None:
 
 
 def cache_tensors(output: Any) -> list[torch.Tensor]:
-    """Keys, values and states in the ``past_key_values`` of a transformers output."""
+    """Keys, values and states in the ``past_key_values`` or ``cache_params`` of a transformers output."""
     cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        cache = getattr(output, "cache_params", None)
     found: list[torch.Tensor] = []
     for part in (cache, getattr(cache, "self_attention_cache", None), getattr(cache, "cross_attention_cache", None)):
-        for layer in getattr(part, "layers", None) or ():
-            found += [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
-    return found
+        layers = getattr(part, "layers", None) or ()
+        found += [tensor for layer in layers for value in vars(layer).values() for tensor in every_tensor(value)]
+    # MiniMax keeps the states of its linear attention beside the layers.
+    return found + every_tensor(getattr(cache, "linear_cache", None))
 
 
 def _located(error: Exception, recorder: Recorder) -> Exception:
