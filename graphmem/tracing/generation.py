@@ -32,15 +32,21 @@ def generate(module: torch.nn.Module, kwargs: Mapping[str, Any], generation: Gen
         watch.begin(0)
         watch.enter("prefill")
         given, ids = _prompt(model, kwargs, generation)
-        forward = inspect.signature(model.forward).parameters
-        extra = {"logits_to_keep": 1} if generation.last_logits_only and "logits_to_keep" in forward else {}
+        names = inspect.signature(model.forward).parameters
+        extra = {"logits_to_keep": 1} if generation.last_logits_only and "logits_to_keep" in names else {}
+        positions = _positions(model, given, ids) if "position_ids" in names else None
         cache, named = new_cache(model, generation), _cache_name(model)
         arguments = {**given, **({named: cache} if cache is not None else {}), **extra}
+        if positions is not None:
+            arguments["position_ids"] = positions
         for step in range(generation.decode_steps + 1):
             if step:
                 watch.begin(step)
                 watch.enter("decode")
                 arguments = {**_following(model, given, ids), named: cache}
+                if positions is not None:
+                    positions = torch.cat([positions, positions[..., -1:] + 1], dim=-1)
+                    arguments["position_ids"] = positions[..., -1:]
             output = model(**arguments, use_cache=True)
             del arguments
             cache = output.get(named)
@@ -50,6 +56,18 @@ def generate(module: torch.nn.Module, kwargs: Mapping[str, Any], generation: Gen
             ids = torch.cat([ids, _next(output, cache, generation)], dim=-1)
             del output
         watch.over((cache, ids, given))
+
+
+def _positions(model: Any, given: Mapping[str, Any], ids: torch.Tensor) -> torch.Tensor | None:
+    """Positions of the prompt's tokens as ``generate`` makes them, from a mask without padding; None: an encoder comes first."""
+    if "encoder_outputs" in given:
+        return None
+    own = getattr(model, "_prepare_position_ids_for_generation", None)
+    mask = torch.ones(ids.shape, dtype=torch.long, device=ids.device)
+    if own is not None:
+        found: torch.Tensor = own(ids, {**given, "attention_mask": mask})
+        return found
+    return mask.cumsum(-1) - 1
 
 
 def _prompt(model: Any, kwargs: Mapping[str, Any], generation: Generation) -> tuple[dict[str, Any], torch.Tensor]:
@@ -104,12 +122,9 @@ def new_cache(model: Any, generation: Generation) -> Any:
     config = model.config.get_text_config(decoder=True)
     encodes = getattr(model.config, "is_encoder_decoder", False)
     kind = generation.cache
-    if kind == "dynamic" and (not encodes or _cache_name(model) != "past_key_values"):
-        return None if _makes_its_own(model) else transformers.DynamicCache(config=config)
     if kind == "dynamic":
-        return transformers.EncoderDecoderCache(
-            transformers.DynamicCache(config=config), transformers.DynamicCache(config=config)
-        )
+        # Encoders with decoders make a cache for each; MiniMax has a class of its own.
+        return None if encodes or _makes_its_own(model) else transformers.DynamicCache(config=config)
     if encodes:
         raise GraphmemError(f"cache {kind!r}: for decoders only; {type(model).__name__} is an encoder and a decoder")
     if kind == "offloaded":
