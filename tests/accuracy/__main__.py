@@ -172,6 +172,12 @@ def _operations() -> Iterator[str]:
         yield f"| {case.name} | {case.what} | {case.measured:,.4f} | {predicted:,.4f} | {predicted - case.measured:+.4f} |"
 
 
+def _inference() -> Iterator[str]:
+    from tests.accuracy.inference import page
+
+    yield from page()
+
+
 def _measurements() -> Iterator[str]:
     from tests.accuracy.measurements import rows
 
@@ -206,6 +212,7 @@ def main() -> None:
         ("## 6. Published figures", _published),
         ("## 7. Measurements by `graphmem measure`", _measurements),
         ("## 8. Single operations", _operations),
+        ("## 9. Inference and serving", _inference),
     ):
         if len(sys.argv) > 1 and title.split()[1].rstrip(".") not in sys.argv[1:] and title in before:
             parts.append(before[title])

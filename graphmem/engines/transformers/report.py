@@ -192,7 +192,7 @@ def _said(found: Generated) -> Iterator[str]:
         yield "the checkpoint is quantized: its weights count as stored, activations are those of unpacked weights; copies that kernels unpack are not counted"
     if given.cache.startswith(("quanto", "hqq")):
         yield "quantized caches: transformers' own layer class; codes, scales and zero points in groups of 64"
-    yield "prompts have one length: no padding, no mask"
+    yield "weights loaded by from_pretrained(device_map=…), which since transformers 4.50 takes them in one block; prompts have one length"
     # Which token is chosen changes no size.
     chosen = {what: where for what, where in found.first.assumptions.items() if "aten.argmax" not in where}
     yield from (f"assumed: {what}; first at {where}" for what, where in chosen.items())

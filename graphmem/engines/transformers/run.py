@@ -12,10 +12,11 @@ import torch
 
 from graphmem.engines.transformers.settings import Generating
 from graphmem.errors import GraphmemError
+from graphmem.timeline.allocator.caching import CachingAllocator
 from graphmem.timeline.allocator.conf import alloc_conf
-from graphmem.timeline.allocator.simulate import Simulation
+from graphmem.timeline.allocator.driver import DeviceMemory
+from graphmem.timeline.allocator.simulate import Request, Simulation, simulate
 from graphmem.timeline.events import Kind, Phase
-from graphmem.timeline.reserved import simulated
 from graphmem.tracing.device import Device
 from graphmem.tracing.on_meta import light_copy
 from graphmem.tracing.run import trace_module
@@ -98,37 +99,49 @@ class Generated:
     @cached_property
     def _served(self) -> tuple[Simulation, ...]:
         """The caching allocator on a device without end, for both traces."""
-        return tuple(simulated(trace, alloc_conf(trace.alloc_conf)) for trace in (self.first, self.last))
+        return tuple(served(trace, self.loaded) for trace in (self.first, self.last))
 
     @property
     def allocated(self) -> int:
         """The most bytes of blocks, as ``torch.cuda.max_memory_allocated()`` counts; unpacked weights as traced."""
         if self.device.type != "cuda":
             return self.peak.nbytes
-        return max(served.peak_allocated for served in self._served)
+        return max(one.peak_allocated for one in self._served)
 
     @property
     def reserved(self) -> int:
         """What PyTorch reserves at most in either trace, with weights as loaded."""
         if self.device.type != "cuda":
             return self.peak.nbytes - self.saved
-        return max(served.peak_reserved for served in self._served) - self.saved
+        return max(one.peak_reserved for one in self._served) - self.saved
 
     @property
     def fits(self) -> bool | None:
         """Whether both traces run on the device's memory; None where it has no end."""
         if self.device.memory is None:
             return None
+        total, context = self.device.memory + self.saved, self.device.context_size
         return all(
-            _fits(trace, self.device.memory + self.saved, self.device.context_size) for trace in (self.first, self.last)
+            served(trace, self.loaded, total, context).out_of_memory is None for trace in (self.first, self.last)
         )
 
 
-def _fits(trace: Trace, total: int, context: int) -> bool:
-    try:
-        return simulated(trace, alloc_conf(trace.alloc_conf), total, context).out_of_memory is None
-    except GraphmemError:  # not even the model does
-        return False
+#: What the warm-up of the allocator leaves free, in bytes (transformers, modeling_utils.py, caching_allocator_warmup).
+_LEFT_FREE = round(1.2 * 2**30)
+
+
+def served(trace: Trace, weights: int, total: int | None = None, context: int = 0, warmed: bool = True) -> Simulation:
+    """The caching allocator serving a trace whose ``weights`` bytes ``from_pretrained(device_map=…)`` loaded.
+
+    Since transformers 4.50 it first takes and drops one block as large as they are, from which they are then cut. ``warmed`` False: before that, or
+    ``model.to("cuda")``, which takes a block for each.
+    """
+    requests = list(trace.requests)
+    if warmed:
+        size = weights if total is None else max(min(weights, total - context - _LEFT_FREE), 0)
+        block = -1
+        requests = [Request("alloc", block, size), Request("free", block), *requests] if size else requests
+    return simulate(requests, CachingAllocator(alloc_conf(trace.alloc_conf), DeviceMemory(total, context)))
 
 
 def generated(

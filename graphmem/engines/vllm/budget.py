@@ -10,7 +10,7 @@ from graphmem.config import architectures, named_dtype, text_config
 from graphmem.dtypes import from_torch
 from graphmem.engines.shape import Shape, shape_of
 from graphmem.engines.vllm.groups import Pool, pool
-from graphmem.engines.vllm.overhead import Calibrated, graph_estimate, graphs, non_torch
+from graphmem.engines.vllm.overhead import Calibrated, graph_estimate, graphs, non_torch, with_context
 from graphmem.engines.vllm.profile import Profile, profile, uses_v2_runner
 from graphmem.engines.vllm.serving import Serving
 from graphmem.engines.vllm.specs import specs_of
@@ -146,7 +146,8 @@ class Budget:
 
     @cached_property
     def non_torch(self) -> Calibrated:
-        return non_torch(self.device.capability, self.settings.tensor_parallel_size)
+        grown = non_torch(self.device.capability, self.settings.tensor_parallel_size)
+        return with_context(grown, self.device.context) if self.release.counts_context else grown
 
     @cached_property
     def graphs(self) -> Calibrated:

@@ -34,8 +34,10 @@ _ONE_GPU = {
     (9, 0): _gib(0.13, 0.13, 0.16, f"{_PLANNER}, six runs; vllm-project/vllm#12126"),
 }
 _OTHERS = _gib(0.08, 0.03, 0.26, "the median of all GPUs measured")
-#: More with several GPUs: NCCL's buffers and those of the custom all-reduce.
-_PARALLEL = _gib(0.42, 0.41, 0.42, f"{_PLANNER}: 0.55 on two H100 against 0.13 on one")
+#: More with several GPUs: NCCL's buffers and those of the custom all-reduce. Nothing is published between two and eight.
+_TWO_GPUS = _gib(0.42, 0.41, 0.42, f"{_PLANNER}: 0.55 on two H100 against 0.13 on one")
+_MORE_GPUS = _gib(0.95, 0.42, 2.0, "between 0.42 on two H100 and 2.0 more on eight A100 (one log)")
+_EIGHT_GPUS = _gib(2.0, 0.42, 2.0, "a log of eight A100 40GB: 2.1 GiB")
 #: A captured size in V0, over seven published runs; a graph of one piece in V1.
 _GRAPH_V0 = Calibrated(9 * MIB, 5 * MIB, 26 * MIB, "seven start-up lines of V0 with 23 to 43 sizes")
 _GRAPH_V1 = Calibrated(
@@ -51,11 +53,22 @@ def non_torch(capability: tuple[int, int], tp: int) -> Calibrated:
     one = _ONE_GPU.get(capability, _OTHERS)
     if tp == 1:
         return one
+    more = _TWO_GPUS if tp == 2 else _EIGHT_GPUS if tp >= 8 else _MORE_GPUS
     return Calibrated(
-        one.nbytes + _PARALLEL.nbytes,
-        one.low + _PARALLEL.low,
-        one.high + _PARALLEL.high,
-        f"{one.source}; {_PARALLEL.source}",
+        one.nbytes + more.nbytes, one.low + more.low, one.high + more.high, f"{one.source}; {more.source}"
+    )
+
+
+def with_context(found: Calibrated, context: tuple[int, int, int] | None) -> Calibrated:
+    """The same with the CUDA context, for releases that count it; a context as measured holds the kernels that were loaded."""
+    if context is None:
+        return found
+    low, median, high = context
+    return Calibrated(
+        max(median, found.nbytes),
+        low,
+        high + found.high,
+        f"the CUDA context, which this release counts; {found.source}",
     )
 
 

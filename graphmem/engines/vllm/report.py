@@ -178,7 +178,7 @@ def _process(found: Budget) -> Iterator[Figure]:
     low, median, high = found.device.context
     outside = 0 if found.release.graphs_in_budget else found.graphs.nbytes
     yield Figure(
-        "driver", "nvidia-smi, serving", found.requested + median + outside, "bytes", "calibrated",
+        "driver", "nvidia-smi, serving", found.requested + (0 if found.release.counts_context else median) + outside, "bytes", "calibrated",
         f"the share, the CUDA context of {format_bytes(median)} ({format_bytes(low)} to {format_bytes(high)})"
         + (f", and CUDA graphs of about {format_bytes(outside)} ({found.graphs.source})" if outside else ""),
     )  # fmt: skip

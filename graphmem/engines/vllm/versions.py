@@ -49,6 +49,13 @@ class Release:
         return self.since("0.20.2")
 
     @property
+    def counts_context(self) -> bool:
+        """Whether everything used on the device beside PyTorch's own is taken out of the budget, the CUDA context and other processes among it:
+        0.6.4, and V1 before 0.9. Others count what grew since the process began.
+        """
+        return self.since("0.6.4") and not self.since("0.6.5") if not self.v1 else not self.since("0.9")
+
+    @property
     def steps_in_flight(self) -> int:
         """Batches that hold blocks at once: two with asynchronous scheduling, the default since 0.28 (not read between 0.20.2 and it)."""
         return 2 if self.since("0.28") else 1
