@@ -58,14 +58,22 @@ def _build_transformers(config: Mapping[str, Any], what: str, class_name: str) -
             warnings.simplefilter("ignore")  # of deprecated config keys, which are the checkpoint's, not the user's
             cls = cls or _class_for(transformers, config, what)
             config_class = getattr(cls, "config_class", None) or transformers.CONFIG_MAPPING[model_type]
-            settings = {key: value for key, value in settings.items() if not _is_computed(config_class, key)}
+            known = _config(config_class, settings)
             with _default_dtype(stored_dtype(config)), torch.device("meta"):
-                model: torch.nn.Module = cls(config_class.from_dict(settings))
+                model: torch.nn.Module = cls(known)
     except UnsupportedError:
         raise
     except Exception as error:
         raise _cannot_build(error, f"transformers {transformers.__version__}", what) from error
     return model
+
+
+def _config(config_class: Any, settings: Mapping[str, Any]) -> Any:
+    """The config object. Keys that the class works out itself are left out only where it does not take them: Nemotron-H reads its pattern from one."""
+    try:
+        return config_class.from_dict(dict(settings))
+    except AttributeError:
+        return config_class.from_dict({k: v for k, v in settings.items() if not _is_computed(config_class, k)})
 
 
 def _is_computed(config_class: Any, key: str) -> bool:
