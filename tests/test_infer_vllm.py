@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import graphmem
@@ -190,6 +190,7 @@ def test_items_close_the_budget() -> None:
     assert sum(item.nbytes for item in found.items if item.key != "cache") == settled.beside_cache
 
 
+@settings(deadline=None)
 @given(
     share=st.floats(0.3, 1.0), length=st.sampled_from([1024, 4096, 16384, 40960]), seqs=st.sampled_from([8, 256, 1024]),
     version=st.sampled_from(["0.7.3", "0.8.5", "0.11.0", "0.20.2", "0.28.0"]),

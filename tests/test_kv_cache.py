@@ -247,7 +247,7 @@ def test_a_pattern_of_layers_builds_as_many() -> None:
     """Nemotron-H's config gives a letter a layer in a key that its class also works out itself."""
     from graphmem.sources.build import build_model
 
-    config = {"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", **TINY, "num_hidden_layers": 6, "hybrid_override_pattern": "M-M*-M", "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8, "head_dim": 16}  # fmt: skip
+    config = {"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", **TINY, "num_hidden_layers": 6, "hybrid_override_pattern": "M-M*-M", "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 8, "conv_kernel": 4, "head_dim": 16}  # fmt: skip
     model: Any = build_model(config)
     assert len(model.config.layers_block_type) == 6
     layout = cache_layout(config)

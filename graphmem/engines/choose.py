@@ -12,6 +12,7 @@ from graphmem.engines.llama_cpp.settings import Running
 from graphmem.engines.vllm.serving import Serving
 from graphmem.errors import GraphmemError, TargetError, UnsupportedError, nearest
 from graphmem.inference.kv_cache import CacheLayout, NoCache
+from graphmem.inference.layouts import CompressedAttention
 from graphmem.inspection.model import Model, understand
 from graphmem.sources.load import Access, load
 from graphmem.tracing.device import Device
@@ -147,6 +148,14 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
     elif quantization is not None:
         raise GraphmemError(f"quantization {quantization!r}: the file is a GGUF already; leave it out")
     layout = _layout(model)
+    if not model.tensors:
+        raise UnsupportedError(
+            f"{target}: the checkpoint's tensors are not known, so neither are llama.cpp's buffers; give the GGUF file"
+        )
+    if any(isinstance(cache, CompressedAttention) for cache in layout):
+        raise UnsupportedError(
+            f"{target}: compressed attention (DeepSeek-V4): how llama.cpp lays it out is not known to graphmem"
+        )
     if (
         layout.context is not None
         and settings.ctx_size is not None

@@ -41,6 +41,8 @@ from graphmem.inference.states import state_of
 
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "n_embed")
+#: Keys that change the cache in ways not worked out here; a config that has one gets no number rather than a wrong one.
+_UNKNOWN_KEYS = ("mamba_step", "use_cla")
 #: No model comes near this; a config that says more is wrong.
 _MOST_LAYERS = 100_000
 _KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
@@ -175,7 +177,9 @@ def _cache_layout(config: Mapping[str, Any]) -> CacheLayout | NoCache:
     generates = writes_tokens(config) or config.get("is_encoder_decoder")
     if names and not generates and not any(key in text for key in _KV_HEAD_KEYS):
         return NoCache(f"{names[0]} generates no tokens, so it keeps no cache")
-    count = whole(text, _LAYER_KEYS) if not text.get("num_decoder_layers") else whole(text, ("num_decoder_layers",))
+    if unknown := next((key for key in _UNKNOWN_KEYS if text.get(key)), None):
+        return NoCache(f"the config's {unknown} changes the cache in a way graphmem does not know", missing=True)
+    count = _layers(text)
     if count is None:
         return NoCache("the config names no layer count", missing=True)
     if count > _MOST_LAYERS:
@@ -209,6 +213,17 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return text
 
 
+def _layers(text: Mapping[str, Any]) -> int | None:
+    """Decoder layers with a cache of their own."""
+    if text.get("num_decoder_layers"):
+        return whole(text, ("num_decoder_layers",))
+    count = whole(text, _LAYER_KEYS)
+    if count is not None and "zero_expert_num" in text and "num_hidden_layers" not in text:
+        return 2 * count  # LongCat-Flash attends twice in what it calls a layer
+    listed = text.get("layers_block_type") or text.get("layer_types")
+    return len(listed) if count is None and isinstance(listed, list) and listed else count
+
+
 class _Reader:
     """Sizes of a config, for the whole model or by layer."""
 
@@ -222,14 +237,22 @@ class _Reader:
             (text[key] for key in ("num_key_value_heads", "num_kv_heads") if isinstance(text.get(key), list)), None
         )
         groups = text.get("multi_query_group_num") if text.get("multi_query_attention") else None
-        given = groups or whole(text, ("num_key_value_heads", "num_kv_heads", "n_head_kv")) or nested.get("kv_n_heads")
+        grouped = ("num_query_groups",) if text.get("group_query_attention") else ()
+        given = (
+            groups
+            or whole(text, ("num_key_value_heads", "num_kv_heads", "n_head_kv", "num_attention_groups", *grouped))
+            or nested.get("kv_n_heads")
+        )
+        if nested.get("attn_type") == "multiquery_attention":
+            given = 1
         one = text.get("multi_query") and not text.get("new_decoder_architecture")
         # Falcon 7B's config says multi_query and 71 num_kv_heads; only num_key_value_heads speaks against the former.
         self._kv = 1 if one and not text.get("num_key_value_heads") else given or self.heads
         self.size = whole(text, ("head_dim", "attention_head_dim", "kv_channels", "d_kv"))
         if self.size is None and hidden and self.heads:
             self.size = hidden // self.heads
-        if self.size and text.get("num_mem_blocks") and not text.get("attention_head_dim"):
+        narrow = self.size and hidden and self.heads and self.size <= hidden // self.heads
+        if self.size and narrow and text.get("num_mem_blocks") and not text.get("attention_head_dim"):
             self.size *= 2  # Zamba's shared block attends over the hidden state and the embedding side by side
         self.value_size = whole(text, ("v_head_dim",)) or self.size
         self.state = state_of(text)
@@ -251,7 +274,7 @@ class _Reader:
         if kind in BOTH:
             return (found, self.state) if self.state is not None else (found,)
         if self._config.get("is_encoder_decoder") and isinstance(found, Attention):
-            tokens = whole(self._text, ("max_source_positions",)) or self._context
+            tokens = _encoder_tokens(self._config, self._text, self._context)
             return found, CrossAttention(found.kv_heads, found.key_size, found.value_size, tokens)
         return (found,)
 
@@ -313,6 +336,20 @@ class _Reader:
         if not (isinstance(kv, int) and isinstance(size, int) and isinstance(value_size, int)):
             return None
         return kv, size, value_size
+
+
+def _encoder_tokens(config: Mapping[str, Any], text: Mapping[str, Any], context: int | None) -> int | None:
+    """The most tokens an encoder hands over: audio frames after its convolutions, patches of an image, or as many as the decoder takes."""
+    encoder = config.get("encoder")
+    if isinstance(encoder, Mapping):
+        image, patch = whole(encoder, ("image_size",)), whole(encoder, ("patch_size",))
+        if image and patch:
+            return (image // patch) ** 2 + 1
+        return whole(encoder, ("n_positions", "max_position_embeddings"))
+    if frames := whole(text, ("max_source_positions",)):
+        halvings = whole(text, ("num_conv_layers",)) or 0  # speech_to_text; Whisper counts what its convolutions leave
+        return frames >> halvings
+    return context
 
 
 def _image_tokens(config: Mapping[str, Any]) -> int | None:

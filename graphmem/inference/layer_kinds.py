@@ -8,7 +8,7 @@ from typing import Any
 HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "decoder_attention_heads")
 
 #: How configs name a layer's token mixer, and what each keeps.
-FULL = {"full_attention", "attention", "full", "global", "global_attention", "*"}
+FULL = {"full_attention", "attention", "full", "global", "global_attention", "indexed_attention", "*"}
 SLIDING = {"sliding_attention", "sliding_window_attention", "local", "local_attention", "sliding"}
 CHUNKED = {"chunked_attention"}
 STATE = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "M", "kda", "ssm", "short_conv"}
@@ -67,7 +67,13 @@ def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
         value = text.get(key)
         if isinstance(value, list) and value:
             listed = [str(kind) for kind in value]
-            return (listed * count)[:count] if key == "block_types" else listed
+            if key == "block_types":  # RecurrentGemma, whose attention is local
+                listed = [
+                    "sliding_attention" if kind == "attention" and text.get("attention_window_size") else kind
+                    for kind in listed
+                ]
+                return (listed * count)[:count]
+            return listed
     ratios = text.get("compress_ratios")
     if (
         isinstance(ratios, list) and ratios
@@ -94,8 +100,13 @@ def _spelled_out(text: Mapping[str, Any], count: int) -> list[str] | None:
         return ["sliding_attention" if kind else "full_attention" for kind in hybrid]
     blocks = text.get("block_configs")
     if isinstance(blocks, list):  # Nemotron-NAS: some layers have no attention at all
-        return ["mlp" if (block.get("attention") or {}).get("no_op") else "full_attention" for block in blocks]
+        return ["mlp" if _attends_not(block.get("attention") or {}) else "full_attention" for block in blocks]
     return None
+
+
+def _attends_not(attention: Mapping[str, Any]) -> bool:
+    """Nemotron-NAS: a layer without attention, or with a linear map in its place."""
+    return bool(attention.get("no_op") or attention.get("replace_with_linear"))
 
 
 def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
@@ -122,6 +133,8 @@ def _by_rule(text: Mapping[str, Any], count: int) -> list[str]:
     pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
     if pattern is None:
         pattern = _DEFAULT_PERIODS.get(str(text.get("model_type", "")))
+    if isinstance(pattern, str) and set(pattern) <= {"L", "G"} and pattern:  # Exaone 4: a letter a layer, over and over
+        return ["full_attention" if pattern[n % len(pattern)] == "G" else "sliding_attention" for n in range(count)]
     if isinstance(pattern, int) and pattern > 1:
         return ["full_attention" if (n + 1) % pattern == 0 else "sliding_attention" for n in range(count)]
     if text.get("use_sliding_window"):  # Qwen 2: only the layers from max_window_layers on

@@ -82,14 +82,13 @@ def _mamba(text: Mapping[str, Any]) -> State | None:
 
 
 def _inner(text: Mapping[str, Any]) -> int | None:
-    """Channels of a Mamba mixer: its expansion × the hidden size (``"auto"`` is 2)."""
+    """Channels of a Mamba mixer: its expansion × the hidden size (``"auto"`` is 2); a model of nothing else may give them outright (Falcon-Mamba)."""
     hidden, expand = (
         whole(text, ("hidden_size", "d_model")),
         _number(text, ("mamba_expand", "expand", "expansion_factor")),
     )
-    if hidden and expand:
-        return hidden * expand
-    return whole(text, ("intermediate_size", "d_inner"))
+    given = None if text.get("num_attention_heads") else whole(text, ("intermediate_size", "d_inner"))
+    return given or (hidden * expand if hidden and expand else None)
 
 
 def _number(text: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
@@ -112,7 +111,12 @@ def _lru(text: Mapping[str, Any]) -> State | None:
 def _lightning(text: Mapping[str, Any]) -> State | None:
     """MiniMax (lightning attention, Qin et al. 2024): a matrix a head."""
     signs = ("layernorm_linear_attention_alpha", "linear_attn_alpha_factor")
-    heads, size = whole(text, ("num_attention_heads",)), whole(text, ("head_dim",))
+    heads, size, hidden = (
+        whole(text, ("num_attention_heads",)),
+        whole(text, ("head_dim",)),
+        whole(text, ("hidden_size",)),
+    )
+    size = size or (hidden // heads if hidden and heads else None)
     if not any(key in text for key in signs) or not heads or not size:
         return None
     return State("lightning attention", None, (heads, size, size))

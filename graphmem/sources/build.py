@@ -185,5 +185,13 @@ def class_defaults(config: Mapping[str, Any], model: torch.nn.Module) -> dict[st
     if text is None or not hasattr(text, "num_attention_heads"):
         return {}
     given = text_config(config)
-    held = {key: getattr(text, key, None) for key in _CACHE_KEYS}
+    held = {key: _held(text, key) for key in _CACHE_KEYS}
     return {key: value for key, value in held.items() if value is not None and given.get(key) is None}
+
+
+def _held(text: Any, key: str) -> Any:
+    """The class's value; None where it has none, or several by kind of layer (Gemma 4)."""
+    try:
+        return getattr(text, key, None)
+    except Exception:
+        return None

@@ -18,6 +18,7 @@ from graphmem.inference.kv_dtypes import KVDType, kv_dtype_named
 from graphmem.inference.layer_kinds import whole
 from graphmem.inference.layouts import Attention, LatentAttention, SlidingAttention, State
 from graphmem.inspection.model import Model
+from graphmem.parameters.roles import Component
 from graphmem.parameters.stored import StoredTensor
 
 #: Cells of a cache come in multiples of this.
@@ -268,28 +269,40 @@ class Buffers:
     @property
     def compute(self) -> int:
         """Bytes of the compute buffer on the device that holds the layers."""
-        fullest = max(self.points.values())
-        partial = self._copied if self.on_gpu and not self.is_whole else 0
+        copied = self._copied if self.on_gpu and (not self.is_whole or self.settings.cpu_moe) else 0
         own = 0 if self.on_gpu else 4 * self.tokens + 4 * self.shape.hidden * self.tokens
-        return max(fullest, partial) + own
+        return max(*self.points.values(), copied) + own
 
     @property
     def _copied(self) -> int:
-        """With some layers in host memory, large batches still run on the GPU: the fullest point then holds a copy of their weights."""
-        sizes: dict[str, int] = {}
-        for tensor in self.model.tensors:
-            if _BLOCK.search(tensor.spec.name) and len(tensor.spec.shape) == 2:
-                sizes[self.model.roles[tensor.spec.name]] = max(
-                    sizes.get(self.model.roles[tensor.spec.name], 0), tensor.spec.nbytes
-                )
+        """With weights in host memory, batches of 32 and more still run on the GPU: the fullest point then holds a copy of a layer's."""
+        if self.tokens < 32:
+            return 0
         hidden = 4 * self.shape.hidden * self.tokens
+        query = 4 * self.shape.query * self.tokens
+        beside = hidden + self._inputs + max(hidden, query) + hidden
+        experts = self._largest("experts")
+        if experts:
+            used, width = self.shape.top_k, self.shape.expert_width
+            up = beside + experts + 2 * 4 * self.tokens * used * width
+            down = beside + 4 * self.tokens * used * width + experts + 4 * self.tokens * used * self.shape.hidden
+            return max(up, down)
         return (
             2 * hidden
             + self._inputs
-            + 2 * sizes.get("attention", 0)
-            + sizes.get("mlp", 0)
+            + 2 * self._largest("attention")
+            + self._largest("mlp")
             + 8 * self.shape.width * self.tokens
         )
+
+    def _largest(self, role: Component) -> int:
+        """Bytes of the largest tensor of a layer with this role; experts stored one by one count together."""
+        sizes: dict[str, int] = {}
+        for tensor in self.model.tensors:
+            if self.model.roles[tensor.spec.name] == role and _BLOCK.search(tensor.spec.name):
+                stacked = re.sub(r"(?<=experts)\.\d+(?=\.)", "", tensor.spec.name)
+                sizes[stacked] = sizes.get(stacked, 0) + tensor.spec.nbytes
+        return max(sizes.values(), default=0)
 
     @property
     def host_compute(self) -> int:

@@ -72,8 +72,14 @@ class Budget:
         given = self.settings
         return scheduling(
             self.release, given.usage, self.total, self.device.name, self.max_model_len, given.max_num_seqs,
-            given.max_num_batched_tokens, self.shape.multimodal,
+            given.max_num_batched_tokens, self.shape.multimodal, self._chunks,
         )  # fmt: skip
+
+    @property
+    def _chunks(self) -> bool | None:
+        """V0 does not chunk prefills by itself with windows or adapters; None: as it decides."""
+        windows = any(cache.window is not None for cache in self.layout.attention)
+        return False if windows or self.settings.max_loras else None
 
     @property
     def tokens_in_flight(self) -> int:

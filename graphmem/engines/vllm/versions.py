@@ -95,7 +95,7 @@ def scheduling(
     Args:
         total: bytes of the GPU, as torch sees it.
         gpu: its name; releases 0.7 to 0.10 tell large GPUs apart by it.
-        chunked: whether V0 chunks prefills; None: as it decides itself.
+        chunked: whether V0 chunks prefills; None: as it decides itself, above 32,768 tokens since 0.5.5.
     """
     if not release.v1:
         return _v0(release, max_model_len, max_num_seqs, max_num_batched_tokens, multimodal, chunked)
@@ -115,6 +115,8 @@ def scheduling(
 
 def _is_large(release: Release, total: int, gpu: str) -> bool:
     name = gpu.lower()
+    if not release.since("0.7.3"):
+        return False
     if not release.since("0.8.5"):
         return "h100" in name or "h200" in name
     return total >= 70 * GIB and ("a100" not in name or not release.since("0.9"))
@@ -124,7 +126,8 @@ def _v0(
     release: Release, max_model_len: int, seqs: int | None, tokens: int | None, multimodal: bool, chunked: bool | None
 ) -> Scheduling:
     if tokens is None:
-        chunks = max_model_len > 32768 and not multimodal if chunked is None else chunked
+        alone = release.since("0.5.5") and max_model_len > 32768 and not multimodal
+        chunks = alone if chunked is None else chunked
         small = 2048 if release.since("0.6.6") else 512
         tokens = small if chunks else max(max_model_len, 2048)
         if multimodal and release.since("0.6.6"):

@@ -16,6 +16,7 @@ from graphmem.config import architectures, text_config
 from graphmem.engines.shape import Shape
 from graphmem.engines.vllm.specs import kv_heads_of_rank
 from graphmem.engines.vllm.versions import Release
+from graphmem.errors import UnsupportedError
 from graphmem.inference.layer_kinds import whole
 from graphmem.inspection.model import Model
 from graphmem.parameters.loading import linear_shapes
@@ -83,6 +84,8 @@ def loaded(
         kv_heads: of the whole model; each GPU holds at least one.
         scheme: quantize linear weights while loading; None: as the checkpoint has them.
     """
+    if not model.tensors:
+        return _declared(model, tp)
     quantization = quantization_of(model.spec.config)
     target = _Target(release, capability, model_bytes, tp, kv_heads, scheme, quantization)
     components: dict[Component, int] = {}
@@ -109,6 +112,21 @@ def loaded(
     asked = [*(nbytes for nbytes in fused.values() if nbytes), *tables, *slots]
     rounding = _allocated(asked) - sum(asked)
     return Loaded(components, sum(tables), sum(slots), rounding, tuple(notes))
+
+
+def _declared(model: Model, tp: int) -> Loaded:
+    """Where only an index's total is known: that many bytes, shared equally.
+
+    Raises:
+        UnsupportedError: not even that.
+    """
+    total = model.spec.declared_bytes
+    if not total:
+        raise UnsupportedError(
+            "the checkpoint's tensors are not known, so neither is what vLLM loads; give a copy that has safetensors headers"
+        )
+    said = f"only the total that {model.spec.declared_by or 'an index'} declares is known: neither padding nor what is replicated counts"
+    return Loaded({"other": -(-total // tp)}, 0, 0, 0, (said,))
 
 
 def _allocated(sizes: list[int]) -> int:
