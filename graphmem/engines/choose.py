@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from graphmem.checkpoint import Checkpoint
@@ -125,7 +125,8 @@ def _vllm(target: str, given: Mapping[str, Any], device: Device, place: str, acc
     checkpoint = load(target, access)
     model = _model(checkpoint)
     _layout(model)
-    return estimate(budget(model, device, settings), target, checkpoint.origin, place)
+    found = estimate(budget(model, device, settings), target, checkpoint.origin, place)
+    return replace(found, warnings=(*checkpoint.warnings, *found.warnings))
 
 
 def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, access: Access) -> Estimate:
@@ -164,9 +165,9 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
         raise GraphmemError(
             f"ctx-size {settings.ctx_size:,}: the model was trained for {layout.context:,} tokens a slot; lower it"
         )
-    return estimate(
-        Buffers(model, layout, shape_of(model, layout), settings, device.type == "cuda"), device, target, origin, place
-    )
+    buffers = Buffers(model, layout, shape_of(model, layout), settings, device.type == "cuda")
+    found = estimate(buffers, device, target, origin, place)
+    return replace(found, warnings=(*checkpoint.warnings, *found.warnings))
 
 
 def _transformers(

@@ -42,6 +42,7 @@ class Scheme:
 
 _U8, _I8, _I32, _U32 = (SAFETENSORS[name] for name in ("U8", "I8", "I32", "U32"))
 _F16, _F32, _F8, _E8M0 = (SAFETENSORS[name] for name in ("F16", "F32", "F8_E4M3", "F8_E8M0"))
+_I64 = SAFETENSORS["I64"]
 
 
 def _blocks(count: int, size: int) -> int:
@@ -120,7 +121,8 @@ def mlx(bits: int, group: int) -> Layout:
     return layout
 
 
-def _fp8_tensor(out: int, inp: int) -> tuple[Part, ...]:
+def fp8_tensor(out: int, inp: int) -> tuple[Part, ...]:
+    """One fp32 scale for all of a weight."""
     return (Part(".weight", (out, inp), _F8, True), Part(".weight_scale", (1,), _F32))
 
 
@@ -141,9 +143,68 @@ def _mxfp4(out: int, inp: int) -> tuple[Part, ...]:
     return (Part("_blocks", (out, _blocks(inp, 32), 16), _U8, True), Part("_scales", (out, _blocks(inp, 32)), _E8M0))
 
 
+def nvfp4(out: int, inp: int) -> tuple[Part, ...]:
+    """Two values a byte, an fp8 scale for 16 of them and an fp32 one for all (NVIDIA ModelOpt; compressed-tensors names them otherwise)."""
+    return (
+        Part(".weight", (out, _blocks(inp, 2)), _U8, True),
+        Part(".weight_scale", (out, _blocks(inp, 16)), _F8),
+        Part(".weight_scale_2", (), _F32),
+        Part(".input_scale", (), _F32),
+    )
+
+
+def mxfp4_packed(out: int, inp: int) -> tuple[Part, ...]:
+    """compressed-tensors' MXFP4: two values a byte, an exponent byte for 32 of them."""
+    return (
+        Part(".weight_packed", (out, _blocks(inp, 2)), _U8, True),
+        Part(".weight_scale", (out, _blocks(inp, 32)), _U8),
+    )
+
+
+def compressed_int(bits: int, group: int, packs: bool, symmetric: bool) -> Layout:
+    """compressed-tensors' integers: packed into int32 (``pack-quantized``) or one a byte, a 16-bit scale a group or output row."""
+
+    def layout(out: int, inp: int) -> tuple[Part, ...]:
+        groups = _blocks(inp, group) if group > 0 else 1
+        zeros = (
+            ()
+            if symmetric
+            else (
+                Part(
+                    ".weight_zero_point",
+                    (_blocks(out * bits, 32), groups) if packs else (out, groups),
+                    _I32 if packs else _I8,
+                ),
+            )
+        )
+        scale = Part(".weight_scale", (out, groups), _F16)
+        if not packs:
+            return (Part(".weight", (out, inp), _I8, True), scale, *zeros)
+        return (
+            Part(".weight_packed", (out, _blocks(inp * bits, 32)), _I32, True),
+            scale,
+            *zeros,
+            Part(".weight_shape", (2,), _I64),
+        )
+
+    return layout
+
+
+def compressed_float(strategy: str) -> Layout:
+    """compressed-tensors' fp8: a 16-bit scale an output row (``channel``), or one for all (``tensor``)."""
+
+    def layout(out: int, inp: int) -> tuple[Part, ...]:
+        return (
+            Part(".weight", (out, inp), _F8, True),
+            Part(".weight_scale", (out, 1) if strategy == "channel" else (1,), _F16),
+        )
+
+    return layout
+
+
 #: What the loading table compares, in its order.
 SCHEMES: tuple[Scheme, ...] = (
-    Scheme("fp8", "fp8, one scale a tensor", _fp8_tensor, "vLLM and compressed-tensors, float8 per-tensor weights"),
+    Scheme("fp8", "fp8, one scale a tensor", fp8_tensor, "vLLM and compressed-tensors, float8 per-tensor weights"),
     Scheme(
         "fp8-block",
         "fp8, scales of 128 × 128",

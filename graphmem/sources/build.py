@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graphmem.config import architectures, named_dtype, text_config
 from graphmem.dtypes import from_torch
 from graphmem.errors import MissingExtraError, UnsupportedError
+from graphmem.parameters.stored_schemes import quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -109,13 +110,18 @@ def _cannot_build(error: Exception, library: str, what: str) -> UnsupportedError
     return UnsupportedError(f"{what}: {library} cannot build it ({type(error).__name__}: {first})")
 
 
+def assumed_dtype(config: Mapping[str, Any]) -> str:
+    """What transformers takes for a config that names no dtype: float32, and with a quantization 16 bit for what it leaves alone."""
+    return "bfloat16" if quantization_of(config) else "float32"
+
+
 def stored_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype a config says its weights are stored in, by torch's name; float32 where it says none.
+    """The dtype a config says its weights are stored in, by torch's name; where it says none, `assumed_dtype`.
 
     Raises:
         UnsupportedError: the name is no dtype.
     """
-    name = named_dtype(config) or "float32"
+    name = named_dtype(config) or assumed_dtype(config)
     try:
         return {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}[from_torch(name).name]
     except KeyError as error:

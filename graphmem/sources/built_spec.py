@@ -15,8 +15,10 @@ from graphmem.checkpoint import ModelSpec, TensorSpec
 from graphmem.config import architectures, named_dtype, with_defaults
 from graphmem.dtypes import SAFETENSORS, DType, from_torch
 from graphmem.errors import UnsupportedError
+from graphmem.parameters.packing import packed
+from graphmem.parameters.roles import components
 from graphmem.parameters.stored_schemes import layout_of, quantization_of
-from graphmem.sources.build import build_model, class_defaults, stored_dtype
+from graphmem.sources.build import assumed_dtype, build_model, class_defaults, stored_dtype
 from graphmem.sources.index import Index
 from graphmem.sources.module import spec_of_module
 
@@ -40,23 +42,20 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
     """
     model = build_model(config, file)
     if named_dtype(config) is None:
-        findings.warnings.append(f"{file}: the config names no dtype; float32 is assumed, as transformers does")
+        findings.warnings.append(
+            f"{file}: the config names no dtype; {assumed_dtype(config)} is assumed, as transformers does"
+        )
     named, built = architectures(config), type(model).__name__
     if named and built not in named and config.get("model_type"):
         findings.warnings.append(
             f"{file}: names {named[0]}, which transformers lacks; built {built} instead, which may differ"
         )
     stored, ties = _checkpoint_tensors(model)
-    if quantization := quantization_of(config):
-        method = quantization.get("quant_method", "an unnamed method")
-        if index is None or layout_of(config) is None:
-            findings.warnings.append(
-                f"{file}: the weights are stored quantized ({method}); without their headers they are counted in {stored_dtype(config)}"
-            )
     if index is None:
-        return ModelSpec(
-            tuple(stored.values()), with_defaults(config, class_defaults(config, model)), name, "built", ties
-        )
+        packed_as = _as_quantized(model, tuple(stored.values()), config, file, findings)
+        return ModelSpec(packed_as, with_defaults(config, class_defaults(config, model)), name, "built", ties)
+    if quantization_of(config) and layout_of(config) is None:
+        findings.warnings.append(_counted_plain(config, file))
     tensors, unknown = _named_tensors(index, stored, model, config)
     declared = index.declared_bytes()
     tensors = _with_declared_dtype(tensors, declared, config, index.path, findings)
@@ -78,6 +77,30 @@ def build_spec(config: Mapping[str, Any], index: Index | None, name: str, file: 
         )
     full = with_defaults(config, class_defaults(config, model))
     return ModelSpec(tuple(tensors), full, name, "built", None, declared, index.path)
+
+
+def _as_quantized(
+    model: torch.nn.Module, tensors: tuple[TensorSpec, ...], config: Mapping[str, Any], file: str, findings: Findings
+) -> tuple[TensorSpec, ...]:
+    """The tensors that a checkpoint quantized as its config says holds."""
+    if not quantization_of(config):
+        return tensors
+    found = packed(tensors, components(tensors), config, getattr(model, "_keep_in_fp32_modules", None) or ())
+    if found is None:
+        findings.warnings.append(_counted_plain(config, file))
+        return tensors
+    findings.notes.append(
+        f"{file}: packed and kept modules as its quantization ({_method(config)}) names them; no headers were read"
+    )
+    return tuple(found)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    return str(quantization_of(config).get("quant_method", "an unnamed method"))
+
+
+def _counted_plain(config: Mapping[str, Any], file: str) -> str:
+    return f"{file}: the weights are stored quantized ({_method(config)}); without their headers they are counted in {stored_dtype(config)}"
 
 
 def _checkpoint_tensors(model: torch.nn.Module) -> tuple[dict[str, TensorSpec], tuple[tuple[str, ...], ...]]:
