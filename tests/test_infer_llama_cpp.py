@@ -149,3 +149,20 @@ def test_what_cannot_be_is_said_in_one_line(options: dict[str, Any], message: st
     with pytest.raises(GraphmemError) as error:
         graphmem.infer("meta-llama/Llama-3.1-8B", engine="llama.cpp", offline=True, **options)
     assert message in str(error.value)
+
+
+def test_what_llama_cpp_cannot_be_told_of_is_refused(shared_models: Path) -> None:
+    with pytest.raises(GraphmemError, match=r"compressed attention \(DeepSeek-V4\)|quantized checkpoint"):
+        graphmem.infer(str(shared_models / "deepseek-ai__DeepSeek-V4-Flash"), engine="llama.cpp", ctx_size=4096)
+
+
+def test_experts_in_host_memory_are_copied_to_the_gpu() -> None:
+    """With --cpu-moe a batch's experts run on the GPU from a copy of a layer's largest tensor (ggml's op_offload)."""
+    run = {"engine": "llama.cpp", "gpu": "A100-80GB", "ctx_size": 4096, "quantization": "Q8_0", "offline": True}
+    host = graphmem.infer("mistralai/Mixtral-8x7B-v0.1", cpu_moe=True, **run)
+    gpu = graphmem.infer("mistralai/Mixtral-8x7B-v0.1", cpu_moe=False, **run)
+    copy = 8 * 4096 * 14336 * 34 // 32  # of Q8_0: 34 bytes for 32 weights
+    grown = host.item("activations").nbytes - gpu.item("compute").nbytes
+    assert host.item("weights").nbytes < gpu.item("weights").nbytes / 10
+    assert copy * 0.5 < grown
+    assert host.item("activations").nbytes > copy

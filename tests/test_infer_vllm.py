@@ -125,6 +125,9 @@ def test_defaults_of_v0() -> None:
     assert scheduling(old, "server", 80 * GIB, "H100", 8192) == Scheduling(256, 8192)
     assert scheduling(old, "server", 80 * GIB, "H100", 131072) == Scheduling(256, 2048)  # chunked by itself above 32K
     assert scheduling(release("0.6.0"), "server", 80 * GIB, "H100", 131072) == Scheduling(256, 512)
+    # Before 0.5.5 nothing is chunked unasked (vllm/config.py of 0.4.3).
+    assert scheduling(release("0.4.3"), "server", 80 * GIB, "H100", 131072) == Scheduling(256, 131072)
+    assert scheduling(old, "server", 80 * GIB, "H100", 131072, chunked=False) == Scheduling(256, 131072)
     assert not release("0.8.5", (7, 5)).v1, "a T4 falls back to V0"
     assert release("0.20").utilization == 0.92
     assert release("0.19.1").utilization == 0.9
@@ -269,3 +272,14 @@ def test_vllm_needs_a_gpu_and_one_that_holds_a_request() -> None:
     assert found.margin < 0
     assert "nothing is left for the cache" in found.warnings[0]
     assert isinstance(traced_for(None, "T4", None), Device)
+
+
+def test_a_checkpoint_known_by_its_total_alone(tmp_path: Path) -> None:
+    """The class is unknown, the index lists names without shapes: the total it declares is what loads, never nothing."""
+    config = {"model_type": "nobody_knows", "architectures": ["NobodyForCausalLM"], "num_hidden_layers": 2, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 1000, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    index = {"metadata": {"total_size": 10**9}, "weight_map": {"model.embed.weight": "a.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = graphmem.infer(str(tmp_path), engine="vllm", gpu="L4")
+    assert found.item("weights").nbytes >= 10**9
+    assert "only the total that" in str(found)

@@ -150,6 +150,42 @@ def test_explain_is_the_arithmetic() -> None:
     assert layout.bytes_per_token() == 4 * 2 * 2 * 16 * 2
 
 
+#: Bytes by published code, written out by hand: (config, tokens, bytes).
+OTHER_KEYS: dict[str, tuple[dict[str, Any], int, int]] = {
+    # transformers' falcon_mamba and mamba take the channels from intermediate_size, whatever expand says; the recurrent state is fp32.
+    "Falcon-Mamba": ({"architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64, "intermediate_size": 8192, "expand": 16, "state_size": 16, "conv_kernel": 4}, 8192, 64 * 8192 * (4 * 2 + 16 * 4)),
+    # Two attentions in each of the 28 layers that the config counts.
+    "LongCat-Flash": ({"architectures": ["LongcatFlashForCausalLM"], "num_layers": 28, "zero_expert_num": 256, "hidden_size": 6144, "num_attention_heads": 64, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 100, 56 * 576 * 2 * 100),
+    "Step 3.5": ({"architectures": ["Step3p5ForCausalLM"], "num_hidden_layers": 4, "hidden_size": 4096, "num_attention_heads": 64, "num_attention_groups": 8, "head_dim": 128}, 10, 4 * 2 * 8 * 128 * 2 * 10),
+    "num_query_groups": ({"architectures": ["XForCausalLM"], "num_hidden_layers": 4, "hidden_size": 4096, "num_attention_heads": 64, "group_query_attention": True, "num_query_groups": 2}, 10, 4 * 2 * 2 * 64 * 2 * 10),
+    "MPT multiquery": ({"architectures": ["MPTForCausalLM"], "n_layers": 2, "d_model": 64, "n_heads": 4, "attn_config": {"attn_type": "multiquery_attention"}}, 10, 2 * 2 * 16 * 2 * 10),
+    # A letter a layer: the fourth of every four keeps all 100 tokens, the others the window's 8.
+    "Exaone 4": ({"architectures": ["Exaone4ForCausalLM"], **TINY, "sliding_window": 8, "sliding_window_pattern": "LLLG"}, 100, (3 * 8 + 100) * 2 * 2 * 16 * 2),
+    "DeciLM": ({"architectures": ["DeciLMForCausalLM"], **TINY, "num_hidden_layers": 2, "block_configs": [{"attention": {"replace_with_linear": True}}, {"attention": {"n_heads_in_group": 2}}]}, 10, 2 * 2 * 16 * 2 * 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_KEYS)
+def test_keys_that_few_configs_have(name: str) -> None:
+    config, tokens, expected = OTHER_KEYS[name]
+    layout = cache_layout(config)
+    assert isinstance(layout, CacheLayout)
+    assert layout.bytes_at(tokens) == expected
+
+
+def test_local_attention_of_recurrent_gemma_is_a_window() -> None:
+    layout = cache_layout({"architectures": ["RecurrentGemmaForCausalLM"], "num_hidden_layers": 3, "hidden_size": 64, "lru_width": 64, "num_attention_heads": 4, "num_key_value_heads": 1, "attention_window_size": 32, "conv1d_width": 4, "block_types": ["recurrent", "recurrent", "attention"]})  # fmt: skip
+    assert isinstance(layout, CacheLayout)
+    assert [cache.window for cache in layout.attention] == [32]
+
+
+def test_a_key_that_changes_the_cache_in_an_unknown_way_gets_no_number() -> None:
+    found = cache_layout({**TINY, "architectures": ["HunYuanForCausalLM"], "use_cla": True})
+    assert isinstance(found, NoCache)
+    assert found.missing
+    assert "use_cla" in found.reason
+
+
 @pytest.mark.parametrize(
     ("config", "reason", "missing"),
     [
