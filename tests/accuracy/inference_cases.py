@@ -142,13 +142,13 @@ _KV: tuple[tuple[str, str, float, int | None, str, Callable[[], Budget]], ...] =
     ("K021", "vllm-project/vllm#10511", 53.29, None, "Llama-3-8B, 80 GB, a branch of vLLM of December 2024 (medium)", partial(vllm, "meta-llama/Meta-Llama-3-8B", "H100-80GB", 79.22, version="0.6.4", max_model_len=8192)),
 )  # fmt: skip
 
-#: Blocks that a stated budget holds: name, GiB as printed, blocks, the model and its settings.
-_BLOCKS: tuple[tuple[str, float, int, Callable[[], Budget]], ...] = (
-    *((name, gib, blocks, predict) for name, _, gib, blocks, _, predict in _KV if blocks is not None),
-    ("K016", 4.01, 7300, partial(vllm, _qwen25_3b, "T4", 14.74, version="0.7.1", max_model_len=1024)),
-    ("K019", 17.2, 563744 // 16, partial(vllm, "meta-llama/Llama-3.2-1B", "L4", None, version="0.11.2", max_model_len=2048)),
-    ("K020", 8.98, 65376 // 16, partial(vllm, "Qwen/Qwen3-8B", "L4", None, version="0.10.2", max_model_len=2048)),
-    ("K025", 8.11, 178880 // 16, partial(vllm, "Qwen/Qwen3-235B-A22B", "H100-80GB", 79.18, version="0.9.2", tensor_parallel_size=4)),
+#: Blocks that a stated budget holds: name, source, GiB as printed, blocks, the model and its settings.
+_BLOCKS: tuple[tuple[str, str, float, int, Callable[[], Budget]], ...] = (
+    *((name, source, gib, blocks, predict) for name, source, gib, blocks, _, predict in _KV if blocks is not None),
+    ("K016", _NOTEBOOKS.format("Qwen2.5_(3B)-GRPO.ipynb"), 4.01, 7300, partial(vllm, _qwen25_3b, "T4", 14.74, version="0.7.1", max_model_len=1024)),
+    ("K019", _NOTEBOOKS.format("Llama_FP8_GRPO.ipynb"), 17.2, 563744 // 16, partial(vllm, "meta-llama/Llama-3.2-1B", "L4", None, version="0.11.2", max_model_len=2048)),
+    ("K020", _NOTEBOOKS.format("Qwen3_8B_FP8_GRPO.ipynb"), 8.98, 65376 // 16, partial(vllm, "Qwen/Qwen3-8B", "L4", None, version="0.10.2", max_model_len=2048)),
+    ("K025", "vllm-project/vllm#21348", 8.11, 178880 // 16, partial(vllm, "Qwen/Qwen3-235B-A22B", "H100-80GB", 79.18, version="0.9.2", tensor_parallel_size=4)),
 )  # fmt: skip
 
 _WEIGHTS: tuple[tuple[str, str, float, str, Callable[[], Budget]], ...] = (
@@ -265,7 +265,7 @@ CASES: tuple[Case, ...] = (
     Case("article A", _ARTICLE, "weights", 7.1183 * GIB, "Phi-3-mini-4k, bf16", lambda: vllm("microsoft/Phi-3-mini-4k-instruct", "H100-NVL", None, version="0.6.6").weights.total),
     *(Case(name, source, "available", gib * GIB, what, lambda p=p: p().available) for name, source, gib, _, what, p in _KV),  # type: ignore[misc]
     *(Case(name, source, "overhead", _OVERHEADS[name] * GIB, what, partial(_overhead, p)) for name, source, _, _, what, p in _KV if name in _OVERHEADS),
-    *(Case(name, "as above", "blocks", blocks, f"{gib:g} GiB of KV", partial(_blocks_of, p, gib), 0.005 * GIB / p().pool.block_bytes) for name, gib, blocks, p in _BLOCKS),
+    *(Case(name, source, "blocks", blocks, f"{gib:g} GiB of KV", partial(_blocks_of, p, gib), 0.005 * GIB / p().pool.block_bytes) for name, source, gib, blocks, p in _BLOCKS),
     *(Case(name, _QWEN25, "peak", gib * GIB, f"{prompt:,} + 2,048 tokens, bf16, flash attention", partial(_peak, target, prompt), 0.005 * GIB) for name, target, prompt, gib in _PEAKS),
     *(Case(name, _QWEN3, "steady", mib * MIB, f"{prompt:,} + 2,048 tokens, bf16, flash attention", partial(_steady, target, prompt), 0.5 * MIB) for name, target, prompt, mib in _STEADY),
     *(Case(f"article A, {share:g}", _ARTICLE, "driver", mb * 10**6, f"process VRAM, Phi-3-mini-4k, vLLM with {share:g}", partial(_driver, share)) for share, mb in ((0.2, 21254.63552), (0.9, 91182.071808))),
