@@ -64,7 +64,7 @@ def test_readme_has_exactly_two_set_up_commands() -> None:
     commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(commands) == 2
     assert commands[0].endswith("graphmem inspect microsoft/Phi-3-mini-128k-instruct")
-    assert commands[1].endswith("python -m pytest")
+    assert commands[1].endswith("python -m pytest -n 2 --dist loadfile")
 
 
 def test_the_readme_counts_the_catalog_rightly() -> None:
