@@ -38,11 +38,18 @@ def writes_tokens(config: Mapping[str, Any]) -> bool:
 
 
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with ``defaults`` put where the language model's keys are; what the config says itself stays."""
+    """``config`` with ``defaults`` put where the language model's keys are; what the config says itself stays.
+
+    A null stays too where there is no default for it: DeepSeek-V2-Lite's ``q_lora_rank`` is null, and its class would fill in 1536.
+    """
     for key in _LANGUAGE_KEYS:
         if isinstance(config.get(key), Mapping) and config[key]:
-            return {**config, key: {**defaults, **{k: v for k, v in config[key].items() if v is not None}}}
-    return {**defaults, **{k: v for k, v in config.items() if v is not None}}
+            return {**config, key: _filled(config[key], defaults)}
+    return _filled(config, defaults)
+
+
+def _filled(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {**defaults, **{k: v for k, v in config.items() if v is not None or k not in defaults}}
 
 
 def named_dtype(config: Mapping[str, Any]) -> str | None:

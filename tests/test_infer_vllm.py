@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,58 @@ def test_a_checkpoint_known_by_its_total_alone(tmp_path: Path) -> None:
     found = graphmem.infer(str(tmp_path), engine="vllm", gpu="L4")
     assert found.item("weights").nbytes >= 10**9
     assert "only the total that" in str(found)
+
+
+def test_explained_states_are_what_is_counted() -> None:
+    """Nemotron-H: 54 states of 20,480 channels that keep three inputs, and 256 × 64 × 256 in 16 bit, each in a page as large as attention's."""
+    state = State("Mamba-2", (20480, 4), (256, 64, 256))
+    (spec, _) = specs_of([state, Attention(8, 128, 128)], release("0.28.0"), BF16, 16, 8192)
+    assert spec.per_token == (20480 * 3 + 256 * 64 * 256) * 2
+    assert spec.arithmetic == "20480 channels × 3 convolution inputs × 2 B + 256 × 64 × 256 × 2 B"
+    assert state.explained(1, 4, 4) == "20480 channels × 3 convolution inputs × 4 B + 256 × 64 × 256 × 4 B"
+
+
+def test_what_would_make_it_start() -> None:
+    """A 32 B model in 16 bit on 80 GB: 61 GiB of weights leave room on one GPU only for less, and on two for all."""
+    found = graphmem.infer("Qwen/Qwen3-32B", engine="vllm", gpu="L40S", offline=True)
+    assert found.fits is False
+    changes = {row[0]: row for row in found["starts_with"].rows}
+    assert "--tensor-parallel-size 2" in changes
+    assert "--tensor-parallel-size 4" not in changes, "the smallest that starts"
+    with_two = graphmem.infer("Qwen/Qwen3-32B", engine="vllm", gpu="L40S", offline=True, tensor_parallel_size=2)
+    assert with_two.fits is True
+    assert changes["--tensor-parallel-size 2"][2] == with_two.item("weights").nbytes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block_size": 7}, "block-size 7: vLLM's attention kernels take multiples of 16"),
+        ({"kv_cache_dtype": "fp8_ds_mla"}, "DeepSeek's own layout of latents, which this model has not; use fp8"),
+        ({"max_model_len": "8k"}, "max-model-len '8k': is a whole number: 8192"),
+    ],
+)
+def test_settings_that_vllm_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphmemError, match=re.escape(message)):
+        graphmem.infer("Qwen/Qwen3-8B", engine="vllm", gpu="L40S", offline=True, **options)
+
+
+def test_gpus_and_releases_that_vllm_would_complain_of() -> None:
+    asked = graphmem.infer(
+        "Qwen/Qwen3-0.6B", engine="vllm", gpu="T4", offline=True, dtype="bfloat16", max_model_len=4096
+    )
+    assert any("refuses bfloat16" in text for text in asked.warnings)
+    itself = graphmem.infer("Qwen/Qwen3-0.6B", engine="vllm", gpu="T4", offline=True, max_model_len=4096)
+    assert not itself.warnings
+    assert any("float16" in text for text in itself.notes)
+    newer = graphmem.infer("Qwen/Qwen3-8B", engine="vllm", gpu="L40S", offline=True, version="9.9")
+    assert any("newer than" in text for text in newer.warnings)
+
+
+def test_rules_of_thumb_take_the_bits_people_mean() -> None:
+    def said(target: str, **options: Any) -> str:
+        return str(graphmem.infer(target, engine="vllm", gpu="H100", offline=True, **options)["rules"].notes)
+
+    assert "Q = 16 " in said("Qwen/Qwen3-8B")
+    assert "Q = 4 " in said("Qwen/Qwen3-8B", quantization="awq-4")
+    assert "P = 4,095,367,680" in said("Qwen/Qwen3-8B", tensor_parallel_size=2)

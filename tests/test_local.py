@@ -10,6 +10,8 @@ import pytest
 
 import graphmem
 from graphmem.errors import CheckpointError, MissingExtraError, TargetError, UnsupportedError
+from graphmem.sources.build import build_model
+from graphmem.sources.load import load
 from tests.checkpoints import SparseFile, safetensors_file, sharded, write_all
 from tests.models import LLAMA_CONFIG, LLAMA_PARAMETERS, config_bytes, llama_tensors, tensor
 
@@ -325,8 +327,26 @@ def test_ties_are_not_made_of_equal_shapes(tmp_path: Path) -> None:
 
 
 def test_a_quantized_config_alone_says_what_is_counted(tmp_path: Path) -> None:
-    config = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "fp8"}}
-    report = graphmem.inspect(write_all(tmp_path, {"config.json": config_bytes(config)}))
+    config = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "aqlm"}}
+    report = graphmem.inspect(write_all(tmp_path / "a", {"config.json": config_bytes(config)}))
     assert report.warnings == (
-        "config.json: the weights are stored quantized (fp8); without their headers they are counted in bfloat16",
+        "config.json: the weights are stored quantized (aqlm); without their headers they are counted in bfloat16",
     )
+    config = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "fp8"}}
+    report = graphmem.inspect(write_all(tmp_path / "b", {"config.json": config_bytes(config)}))
+    assert report.warnings == ()
+    assert (
+        "config.json: packed and kept modules as its quantization (fp8) names them; no headers were read"
+        in report.notes
+    )
+    assert report["parameters"] == LLAMA_PARAMETERS
+
+
+def test_a_null_of_the_config_is_not_filled_in_by_the_class(tmp_path: Path) -> None:
+    """DeepSeek-V2-Lite's q_lora_rank is null; its class would take 1536, and the model would have other queries."""
+    config = {"model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "vocab_size": 128, "dtype": "bfloat16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = load(tmp_path).sections[0]
+    assert spec.config["q_lora_rank"] is None
+    assert sum(p.numel() for p in build_model(spec.config).parameters()) == sum(t.elements for t in spec.tensors)
+    assert any(t.name.endswith("self_attn.q_proj.weight") and t.shape == (4 * 16, 64) for t in spec.tensors)

@@ -63,7 +63,9 @@ def _options(command: Any) -> Any:
 @click.command("infer")
 @click.argument("target")
 @click.option(
-    "--engine", type=click.Choice(ENGINES), help="What runs it.  [default: transformers; llama.cpp for a GGUF file]"
+    "--engine",
+    type=click.Choice(ENGINES, case_sensitive=False),
+    help="What runs it.  [default: transformers; llama.cpp for a GGUF file]",
 )
 @allocator_options
 @click.option("--fits", "check", is_flag=True, help="Exit with 0 if it fits on --gpu, with 1 if not.")

@@ -33,6 +33,12 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+#: Options that are whole numbers, whoever's.
+_WHOLE = {"prompt", "new_tokens", "batch_size", "beams", "samples"} | {
+    field.name for engine in (Serving, Running) for field in fields(engine) if field.type in ("int", "int | None")
+}
+
+
 def settings_for(engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, if all are the engine's own.
 
@@ -42,13 +48,17 @@ def settings_for(engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if engine not in ENGINES:
         raise GraphmemError(f"engine {engine!r}: {nearest(engine, ENGINES)}")
     given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    for name, value in given.items():
         if name in _OPTIONS[engine]:
+            if name in _WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
+                raise GraphmemError(f"{name.replace('_', '-')} {value!r}: is a whole number: 8192")
             continue
         owners = [other for other in ENGINES if name in _OPTIONS[other]]
         spelled = name.replace("_", "-")
         if owners:
-            raise GraphmemError(f"{spelled}: an option of engine {' and '.join(owners)}; this is {engine}")
+            raise GraphmemError(
+                f"{spelled}: an option of engine {' and '.join(owners)}; this is {engine}: add --engine {owners[0]}, or leave it out"
+            )
         raise GraphmemError(f"{spelled}: {nearest(name, _OPTIONS[engine])}")
     return given
 
@@ -157,13 +167,9 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
         raise UnsupportedError(
             f"{target}: compressed attention (DeepSeek-V4): how llama.cpp lays it out is not known to graphmem"
         )
-    if (
-        layout.context is not None
-        and settings.ctx_size is not None
-        and settings.ctx_size > layout.context * settings.parallel
-    ):
-        raise GraphmemError(
-            f"ctx-size {settings.ctx_size:,}: the model was trained for {layout.context:,} tokens a slot; lower it"
+    if layout.cross:
+        raise UnsupportedError(
+            f"{target}: llama.cpp does not serve models with cross-attention, but for T5, whose buffers are not known to graphmem"
         )
     buffers = Buffers(model, layout, shape_of(model, layout), settings, device.type == "cuda")
     found = estimate(buffers, device, target, origin, place)

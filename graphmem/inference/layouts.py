@@ -194,12 +194,17 @@ class State:
 
     @property
     def arithmetic(self) -> str:
+        """In a 16-bit model, as transformers keeps it."""
+        return self.explained(0, 2, self.recurrent_bytes(2))
+
+    def explained(self, columns_less: int, input_bytes: int, recurrent_bytes: int) -> str:
+        """The arithmetic of an engine that keeps ``kernel - columns_less`` inputs."""
         terms = []
         if self.convolution:
             channels, kernel = self.convolution
-            terms.append(f"{channels} channels × {kernel} convolution inputs × 2 B")
+            terms.append(f"{channels} channels × {kernel - columns_less} convolution inputs × {input_bytes} B")
         if self.recurrent:
-            terms.append(f"{' × '.join(map(str, self.recurrent))} × {self.recurrent_bytes(2)} B")
+            terms.append(f"{' × '.join(map(str, self.recurrent))} × {recurrent_bytes} B")
         return " + ".join(terms)
 
 

@@ -62,6 +62,12 @@ class Model:
         )
 
     @cached_property
+    def stored_bits(self) -> float:
+        """Bits that a parameter takes on average, scales included; 16 where there are no parameters."""
+        kept = sum(t.spec.nbytes for t in self.tensors if t.kind != "buffer")
+        return round(8 * kept / self.parameters, 2) if self.parameters else 16.0
+
+    @cached_property
     def largest_layer(self) -> tuple[str, int, int]:
         """(name, parameters, bytes) of the largest unit a loader places whole: a layer, or a module outside the layers."""
         units = {group.title.partition(" ")[0]: (group.parameters, group.nbytes) for group in self.groups}

@@ -39,6 +39,12 @@ class Scheme:
     layout: Layout
     source: str
 
+    @property
+    def bits(self) -> float:
+        """Bits of a weight, scales apart."""
+        side = 1024
+        return 8 * sum(part.nbytes for part in self.layout(side, side) if part.holds_weight) / side**2
+
 
 _U8, _I8, _I32, _U32 = (SAFETENSORS[name] for name in ("U8", "I8", "I32", "U32"))
 _F16, _F32, _F8, _E8M0 = (SAFETENSORS[name] for name in ("F16", "F32", "F8_E4M3", "F8_E8M0"))

@@ -14,6 +14,9 @@ import torch
 
 from graphmem.errors import GraphmemError
 
+#: What transformers calls the cache, as an argument and in outputs: ``cache`` since 5.24; ``cache_params`` of state-space models before.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
 if TYPE_CHECKING:
     from graphmem.tracing.loop import Watch
     from graphmem.workload import Generation
@@ -108,7 +111,7 @@ def _next(output: Any, cache: Any, generation: Generation) -> torch.Tensor:
 def _cache_name(model: Any) -> str:
     """The argument, and the part of the output, that the cache is."""
     names = inspect.signature(model.forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in names), "past_key_values")
+    return next((name for name in CACHE_NAMES if name in names), "past_key_values")
 
 
 def new_cache(model: Any, generation: Generation) -> Any:

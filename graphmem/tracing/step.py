@@ -17,6 +17,7 @@ from graphmem.timeline.events import Op, Phase
 from graphmem.tracing.caches import emptied_caches
 from graphmem.tracing.device import Device
 from graphmem.tracing.failure import StepError, operator_failed, step_failed
+from graphmem.tracing.generation import CACHE_NAMES
 from graphmem.tracing.known import KnownValues, tensors_in
 from graphmem.tracing.loop import Watch, every_tensor, run_steps
 from graphmem.tracing.modules import ModuleStack
@@ -197,10 +198,8 @@ def mark_states(recorder: Recorder, optimizer: Any) -> None:
 
 
 def cache_tensors(output: Any) -> list[torch.Tensor]:
-    """Keys, values and states in the ``past_key_values`` or ``cache_params`` of a transformers output."""
-    cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        cache = getattr(output, "cache_params", None)
+    """Keys, values and states in the cache of a transformers output."""
+    cache = next((own for name in CACHE_NAMES if (own := getattr(output, name, None)) is not None), None)
     found: list[torch.Tensor] = []
     for part in (cache, getattr(cache, "self_attention_cache", None), getattr(cache, "cross_attention_cache", None)):
         layers = getattr(part, "layers", None) or ()

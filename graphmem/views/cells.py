@@ -28,5 +28,6 @@ def figure_text(figure: Figure) -> str:
     if figure.unit == "bytes":
         return f"{format_bytes(figure.value)} ({format_count(figure.value)} bytes)"
     if figure.unit == "count":
-        return f"{format_count(figure.value)} ({format_short_count(figure.value)})"
+        exact, short = format_count(figure.value), format_short_count(figure.value)
+        return exact if exact == short else f"{exact} ({short})"
     return format_share(figure.value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from graphmem.engines.estimate import CacheRow, Estimate, Item, layer_cache_table, matrix, rules_of_thumb
 from graphmem.engines.llama_cpp.buffers import Buffers
-from graphmem.inference.layouts import CrossAttention, LayerCache, Nothing, State
+from graphmem.inference.layouts import LayerCache, Nothing, State
 from graphmem.report import Column, Figure, Row, Table
 from graphmem.tracing.device import Device
 from graphmem.units import format_bytes
@@ -34,11 +34,10 @@ def estimate(found: Buffers, device: Device, target: str, origin: str, place: st
         if not fits:
             tables.append(_layers(found, device))
     gpu, host = found.weights
-    bits = round(8 * (gpu + host) / max(found.model.parameters, 1), 1)
-    tables.append(rules_of_thumb(found.model.parameters, max(bits, 1.0), gpu + host, found.total))
+    tables.append(rules_of_thumb(found.model.parameters, found.model.stored_bits, gpu + host, found.total))
     return Estimate(
         "llama.cpp", target, f"llama.cpp v0.5.0 on {place}; {origin}", tuple(_items(found, device)), tuple(_figures(found, device, place, fits, margin)),
-        tuple(tables), tuple(_said(found)), (), fits, margin,
+        tuple(tables), tuple(_said(found)), tuple(_warnings(found)), fits, margin,
     )  # fmt: skip
 
 
@@ -143,13 +142,11 @@ def _cache(found: Buffers) -> Table:
                     0,
                     None,
                     total,
-                    f"{cache.arithmetic}, in fp32, for {found.settings.parallel} slots",
+                    f"{count} layers × ({cache.explained(1, 4, 4)}) for each of {found.settings.parallel} slots",
                 )
             )
             continue
         cells = found.window_cells if cache.window else found.cells
-        if isinstance(cache, CrossAttention):
-            cells = cache.tokens
         per_token = total // max((cells or 1) * found.streams, 1)
         rows.append(
             (cache.kind, count, per_token, cells, total, f"{count} layers × {cache.arithmetic}, keys at {keys.words}")
@@ -183,6 +180,12 @@ def _layers(found: Buffers, device: Device) -> Table:
     )  # fmt: skip
     notes = ("the most layers that fit; the rest is computed on the CPU",) if rows else ("not even without layers",)
     return Table("gpu_layers_that_fit", "Layers that fit", columns, tuple(rows), "calibrated", None, notes)
+
+
+def _warnings(found: Buffers) -> Iterator[str]:
+    trained = found.layout.context
+    if trained is not None and found.asked > trained * found.settings.parallel:
+        yield f"ctx-size {found.asked:,}: the model was trained for {trained:,} tokens a slot; llama.cpp allocates it all the same"
 
 
 def _said(found: Buffers) -> Iterator[str]:

@@ -34,7 +34,7 @@ def estimate(
     if room is not None:
         longest = found.context or found.settings.kept_tokens + 1
         tables.append(matrix(room, longest, 256, "traced", "prefilled at once, on the GPU, its CUDA context counted"))
-    bits = 8 * _element_bytes(found)
+    bits = 8 * _element_bytes(found) if found.stored is None else round(8 * found.stored / found.parameters, 2)
     tables.append(rules_of_thumb(found.parameters, bits, found.weights, found.peak.nbytes - found.saved))
     memory, margin = found.device.memory, None
     if memory is not None:

@@ -13,7 +13,7 @@ from graphmem.engines.vllm.groups import Pool, pool
 from graphmem.engines.vllm.overhead import Calibrated, graph_estimate, graphs, non_torch, with_context
 from graphmem.engines.vllm.profile import Profile, profile, uses_v2_runner
 from graphmem.engines.vllm.serving import Serving
-from graphmem.engines.vllm.specs import specs_of
+from graphmem.engines.vllm.specs import Spec, specs_of
 from graphmem.engines.vllm.versions import Release, Scheduling, release, scheduling
 from graphmem.engines.vllm.weights import Loaded, Lora, loaded
 from graphmem.errors import GraphmemError, nearest
@@ -96,7 +96,18 @@ class Budget:
             raise GraphmemError(f"dtype {name!r}: {nearest(name, ('float16', 'bfloat16', 'float32'))}") from None
         if known == "float32" and self.settings.dtype is None:
             return "bfloat16" if self.release.since("0.9") and self.device.capability >= (8, 0) else "float16"
+        if known == "bfloat16" and self.settings.dtype is None and self.release.since("0.9") and not self._has_bfloat16:
+            return "float16"
         return known
+
+    @property
+    def _has_bfloat16(self) -> bool:
+        return self.device.capability >= (8, 0)
+
+    @property
+    def bfloat16_refused(self) -> bool:
+        """vLLM raises on a GPU that has no bfloat16: if it was asked for, before 0.9 also if the checkpoint is in it."""
+        return self.dtype == "bfloat16" and not self._has_bfloat16
 
     @property
     def model_bytes(self) -> int:
@@ -106,6 +117,10 @@ class Budget:
     def kv(self) -> KVDType:
         """How keys and values are stored; ``auto`` is the model's dtype."""
         name = self.settings.kv_cache_dtype
+        if name == "fp8_ds_mla" and not any(isinstance(cache, LatentAttention) for cache in self.layout):
+            raise GraphmemError(
+                "kv-cache-dtype fp8_ds_mla: DeepSeek's own layout of latents, which this model has not; use fp8"
+            )
         return kv_dtype_named(self.dtype if name == "auto" else "fp8" if name == "fp8_ds_mla" else name, _KV_DTYPES)
 
     # -- what it takes --------------------------------------------------------------------------------------------
@@ -142,6 +157,14 @@ class Budget:
             self.model, self.shape, self.release, self.model_bytes, self.settings.tensor_parallel_size, heads, self.device.capability,
             schemes[key] if key is not None else None, Lora(self.settings.max_loras, self.settings.max_lora_rank),
         )  # fmt: skip
+
+    @property
+    def weight_bits(self) -> float:
+        """Bits of a weight, as people say them: of a packed checkpoint the average of all that it stores."""
+        scheme = next((scheme for scheme in SCHEMES if scheme.key == self.settings.quantization), None)
+        if scheme is not None:
+            return scheme.bits
+        return self.model.stored_bits if self.model.is_quantized else 8 * self.model_bytes
 
     @cached_property
     def profile(self) -> Profile:
@@ -206,17 +229,25 @@ class Budget:
             64 if latent and self.release.since("0.8.5") and self.device.capability >= (9, 0) else 16
         )
 
+    @property
+    def cached_layers(self) -> CacheLayout:
+        """The model's layers and a draft model's."""
+        return self.layout.with_draft_layers(self.settings.draft_layers)
+
     @cached_property
-    def pool(self) -> Pool:
-        layout = self.layout.with_draft_layers(self.settings.draft_layers)
+    def specs(self) -> list[Spec]:
+        """What each layer's cache takes."""
         state = text_config(self.model.spec.config)
         named = state.get("mamba_ssm_cache_dtype") or state.get("mamba_ssm_dtype")
         wide = 4 if named == "float32" and self.release.since("0.12") else None
-        specs = specs_of(
-            list(layout), self.release, self.kv, self.block_size, self.max_model_len, self.settings.tensor_parallel_size, self.model_bytes, wide,
+        return specs_of(
+            list(self.cached_layers), self.release, self.kv, self.block_size, self.max_model_len, self.settings.tensor_parallel_size, self.model_bytes, wide,
             self.settings.kv_cache_dtype == "fp8_ds_mla",
         )  # fmt: skip
-        return pool(specs, self.release)
+
+    @cached_property
+    def pool(self) -> Pool:
+        return pool(self.specs, self.release)
 
     @property
     def blocks(self) -> int:

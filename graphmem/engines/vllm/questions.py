@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from graphmem.engines.vllm.budget import Budget
+from graphmem.errors import GraphmemError
 
 
 def least_utilization(found: Budget, requests: int = 1, tokens: int | None = None) -> float | None:
@@ -38,6 +39,29 @@ def most_requests(found: Budget, tokens: int) -> int:
     one = found.request_bytes(tokens)
     room = found.blocks * found.pool.block_bytes
     return min(room // one if one else found.schedule.max_num_seqs, found.schedule.max_num_seqs)
+
+
+def what_starts(found: Budget) -> Iterator[tuple[str, Budget]]:
+    """(change as typed, the budget with it) of each single change with which vLLM starts."""
+    if longest := longest_model_len(found):
+        yield f"--max-model-len {longest}", found.again(max_model_len=longest)
+    quantizes = () if found.model.is_quantized or found.settings.quantization else ("fp8", "awq-4")
+    changes: list[tuple[str, dict[str, object]]] = [("--kv-cache-dtype fp8", {"kv_cache_dtype": "fp8"})]
+    changes += [(f"--quantization {key}", {"quantization": key}) for key in quantizes]
+    changes += [(f"--tensor-parallel-size {gpus}", {"tensor_parallel_size": gpus}) for gpus in (2, 4, 8)]
+    for said, change in changes:
+        gpus = change.get("tensor_parallel_size")
+        if isinstance(gpus, int) and gpus <= found.settings.tensor_parallel_size:
+            continue
+        try:
+            tried = found.again(**change)
+            starts = tried.starts
+        except GraphmemError:  # heads that do not divide, a dtype the GPU has not
+            continue
+        if starts:
+            yield said, tried
+            if gpus:
+                return
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int) -> int | None:

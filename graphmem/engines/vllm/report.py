@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from graphmem.config import text_config
 from graphmem.engines.estimate import CacheRow, Estimate, Item, layer_cache_table, matrix, rules_of_thumb
 from graphmem.engines.vllm.budget import Budget
-from graphmem.engines.vllm.questions import least_utilization, longest_model_len, most_requests
-from graphmem.engines.vllm.specs import Spec
-from graphmem.inference.layouts import LayerCache, Nothing
+from graphmem.engines.vllm.questions import least_utilization, longest_model_len, most_requests, what_starts
+from graphmem.engines.vllm.specs import Spec, of_layers
+from graphmem.engines.vllm.versions import NEWEST
 from graphmem.report import Column, Figure, Row, Table
 from graphmem.units import format_bytes
 
@@ -29,15 +30,11 @@ def estimate(found: Budget, target: str, origin: str, place: str) -> Estimate:
                 found.left, found.max_model_len, found.schedule.max_num_seqs, "formula", "of the pool of blocks", _NOTES
             )
         )
-    bits = 8 * found.model_bytes
-    tables.append(
-        rules_of_thumb(
-            found.model.parameters,
-            bits,
-            found.weights.total,
-            found.requested - max(found.available, 0) + found.request_bytes(found.max_model_len),
-        )
-    )
+    else:
+        tables.append(_changes(found))
+    everything = found.beside_cache + found.request_bytes(found.max_model_len)
+    parameters = found.model.parameters // found.settings.tensor_parallel_size
+    tables.append(rules_of_thumb(parameters, found.weight_bits, found.weights.total, everything))
     return Estimate(
         "vllm", target, f"vLLM {found.release}, {found.settings.usage}, on {place}; {origin}", tuple(_items(found)), tuple(_figures(found, left, place)),
         tuple(tables), tuple(_said(found)), tuple(_warnings(found)), starts, left,
@@ -173,7 +170,7 @@ def _figures(found: Budget, left: int, place: str) -> Iterator[Figure]:
 
 def _process(found: Budget) -> Iterator[Figure]:
     """What nvidia-smi shows of the process once it serves: the context and, before 0.20, graphs lie outside the share."""
-    if found.device.context is None:
+    if found.device.context is None or not found.starts:
         return
     low, median, high = found.device.context
     outside = 0 if found.release.graphs_in_budget else found.graphs.nbytes
@@ -184,45 +181,43 @@ def _process(found: Budget) -> Iterator[Figure]:
     )  # fmt: skip
 
 
+def _changes(found: Budget) -> Table:
+    """What would make it start, one change at a time."""
+    rows: list[Row] = []
+    for change, tried in what_starts(found):
+        gpus = tried.settings.tensor_parallel_size
+        rows.append((change, gpus, tried.weights.total, tried.available, round(tried.concurrency, 2)))
+    columns = (
+        Column("change", "Change"), Column("gpus", "GPUs", "count"), Column("weights", "Weights, each", "bytes"), Column("available", "KV cache, each", "bytes"),
+        Column("requests", "Requests at once"),
+    )  # fmt: skip
+    note = () if rows else ("none of: an fp8 cache, a shorter context, quantized weights, up to 8 GPUs",)
+    return Table("starts_with", "What would make it start", columns, tuple(rows), "calibrated", None, note)
+
+
 def _cache(found: Budget) -> Table:
     """What one request of max_model_len takes, by kind of layer."""
     length = found.max_model_len
+    kinds: dict[tuple[str, Spec | None], int] = {}
+    for cache, specs in of_layers(found.cached_layers, found.specs):
+        for spec in specs or (None,):
+            kinds[cache.kind, spec] = kinds.get((cache.kind, spec), 0) + 1
     rows: list[CacheRow] = []
-    counts: dict[LayerCache, int] = found.layout.with_draft_layers(found.settings.draft_layers).kinds()
-    for cache, count in counts.items():
-        if isinstance(cache, Nothing):
-            rows.append((cache.kind, count, 0, None, None, "keeps nothing of its own"))
+    for (kind, spec), count in kinds.items():
+        if spec is None:
+            rows.append((kind, count, 0, None, None, "keeps nothing of its own"))
             continue
-        for spec in _specs(found, cache):
-            each = spec.bytes_of_request(length, found.tokens_in_flight)
-            state = spec.kind == "state"
-            per_token = 0 if state else count * spec.per_token
-            kept = None if state else spec.blocks(length, found.tokens_in_flight) * spec.block
-            rows.append(
-                (
-                    cache.kind,
-                    count,
-                    per_token,
-                    kept,
-                    count * each,
-                    f"{count} layers × {cache.arithmetic}; {spec.block} tokens a block",
-                )
-            )
-    return layer_cache_table(rows, f"Cache of a request of {length:,} tokens, in whole blocks")
-
-
-def _specs(found: Budget, cache: LayerCache) -> list[Spec]:
-    from graphmem.engines.vllm.specs import specs_of
-
-    return specs_of(
-        [cache],
-        found.release,
-        found.kv,
-        found.block_size,
-        found.max_model_len,
-        found.settings.tensor_parallel_size,
-        found.model_bytes,
-    )
+        state = spec.kind == "state"
+        kept = spec.blocks(length, found.tokens_in_flight) * spec.block
+        padded = f", in a page of {spec.page:,} B" if spec.page > spec.block * spec.per_token or state else ""
+        each = f"({spec.arithmetic})" if state else spec.arithmetic
+        said = f"{count} layers × {each}{padded}" + ("" if state else f"; {spec.block:,} tokens a block")
+        nbytes = count * spec.bytes_of_request(length, found.tokens_in_flight)
+        rows.append((kind, count, 0 if state else count * spec.per_token, None if state else kept, nbytes, said))
+    table = layer_cache_table(rows, f"Cache of a request of {length:,} tokens, in whole blocks")
+    padding = found.request_bytes(length) - sum(row[4] or 0 for row in rows)
+    note = f"layers share blocks in groups of equal length: {format_bytes(padding)} more are held, {format_bytes(found.request_bytes(length))} in all"
+    return replace(table, notes=(note,)) if padding > 0 else table
 
 
 def _loading(found: Budget) -> Iterator[Table]:
@@ -258,7 +253,7 @@ def _said(found: Budget) -> Iterator[str]:
     yield "prefix sharing is left out: requests that begin alike take less"
     yield from found.layout.notes
     most = most_requests(found, found.max_model_len)
-    yield f"at most {most:,} requests of {found.max_model_len:,} tokens, {most_requests(found, max(found.max_model_len // 4, 1)):,} of a quarter of it"
+    yield f"at most {most:,} request{'' if most == 1 else 's'} of {found.max_model_len:,} tokens, {most_requests(found, max(found.max_model_len // 4, 1)):,} of a quarter of it"
 
 
 def _warnings(found: Budget) -> Iterator[str]:
@@ -269,6 +264,10 @@ def _warnings(found: Budget) -> Iterator[str]:
             f"vLLM refuses to start: one request of {found.max_model_len:,} tokens needs {format_bytes(found.request_bytes(found.max_model_len))} of cache; "
             "lower --max-model-len or raise --gpu-memory-utilization"
         )
+    if found.release.since(NEWEST) and str(found.release.version) != NEWEST:
+        yield f"vLLM {found.release} is newer than {NEWEST}, the last release read; counted as that"
+    if found.bfloat16_refused:
+        yield f"vLLM refuses bfloat16 on {found.device.name}, whose compute capability is below 8.0; add --dtype float16"
     if found.utilization > 0.95:
         yield "the CUDA context and, before 0.20, CUDA graphs lie outside the share: above 0.95 little is left for them"
     text = text_config(found.model.spec.config)

@@ -45,6 +45,8 @@ class Serving:
         ):  # fmt: skip
             if value is not None and value < 1:
                 raise GraphmemError(f"{name} {value}: must be 1 or more")
+        if self.block_size is not None and self.block_size % 16 and self.block_size not in (1, 8):
+            raise GraphmemError(f"block-size {self.block_size}: vLLM's attention kernels take multiples of 16")
         for name, value in (("max-loras", self.max_loras), ("draft-layers", self.draft_layers)):
             if value < 0:
                 raise GraphmemError(f"{name} {value}: must be 0 or more")

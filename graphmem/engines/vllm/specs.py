@@ -7,7 +7,8 @@ sequence is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from graphmem.engines.vllm.versions import Release
 from graphmem.errors import GraphmemError
@@ -43,6 +44,8 @@ class Spec:
     size: int = 0
     #: Bytes a page is padded to, where pages of other layers are larger.
     padded: int | None = None
+    #: ``per_token`` in words.
+    arithmetic: str = field(default="", compare=False)
 
     @property
     def page(self) -> int:
@@ -81,7 +84,7 @@ def specs_of(
     caches: list[LayerCache], release: Release, kv: KVDType, block: int, max_model_len: int, tp: int = 1, model_bytes: int = 2,
     state_bytes: int | None = None, deepseek_fp8: bool = False,
 ) -> list[Spec]:  # fmt: skip
-    """The specs of a model's layers, in their order; layers that keep nothing have none.
+    """The specs of a model's layers, in their order; layers that keep nothing have none; one with an indexer has two.
 
     Args:
         model_bytes: of an element of the model's dtype, in which convolution inputs are kept.
@@ -93,6 +96,15 @@ def specs_of(
     """
     paged = _Paged(release, kv, block, max_model_len, tp, model_bytes, state_bytes or model_bytes, deepseek_fp8)
     return _aligned([spec for cache in caches for spec in paged.specs(cache)], paged)
+
+
+def of_layers(layers: Iterable[LayerCache], specs: list[Spec]) -> list[tuple[LayerCache, tuple[Spec, ...]]]:
+    """Which of ``specs``, as `specs_of` gave them for these layers, are whose."""
+    left = iter(specs)
+    counts = [
+        (cache, 0 if isinstance(cache, Nothing) else 2 if getattr(cache, "indexer", 0) else 1) for cache in layers
+    ]
+    return [(cache, tuple(next(left) for _ in range(count))) for cache, count in counts]
 
 
 @dataclass(frozen=True)
@@ -112,51 +124,64 @@ class _Paged:
         if isinstance(cache, Nothing):
             return []
         if isinstance(cache, State):
-            return [Spec("state", self.max_model_len, self._state(cache))]
+            return [self._state(cache)]
         if isinstance(cache, LatentAttention):
             row = FP8_DS_MLA if self.deepseek_fp8 else self.kv.row(cache.latent + cache.rope)
-            return [Spec("mla", self.block, row), *self._indexer(cache.indexer)]
+            said = (
+                f"{FP8_DS_MLA} B of DeepSeek's fp8 layout"
+                if self.deepseek_fp8
+                else f"({cache.latent} latent + {cache.rope} RoPE) × {self.kv.words}"
+            )
+            return [Spec("mla", self.block, row, arithmetic=said), *self._indexer(cache.indexer)]
         if isinstance(cache, CompressedAttention):
             raise GraphmemError(
                 "compressed attention (DeepSeek-V4): how vLLM pages it is not known to graphmem; use --engine transformers"
             )
-        row = self._row(cache)
-        if not self.release.v1:  # V0 pages every layer alike
-            return [Spec("full", self.block, row)]
-        # Llama 4 runs with the hybrid manager switched off from 0.11 on: chunks are kept as full attention.
-        if isinstance(cache, ChunkedAttention):
-            return [
-                Spec(
-                    "full" if self.release.since("0.11") else "chunked",
-                    self.block,
-                    row,
-                    0 if self.release.since("0.11") else cache.size,
-                )
-            ]
-        if isinstance(cache, SlidingAttention):
-            return [Spec("sliding", self.block, row, cache.size)]
-        if isinstance(cache, CrossAttention):
-            return [Spec("cross", self.block, row, cache.tokens or 0)]
         return [
-            Spec("full", self.block, row),
+            replace(self._attention(cache), arithmetic=self._words(cache)),
             *self._indexer(cache.indexer if isinstance(cache, IndexedAttention) else 0),
         ]
 
-    def _row(self, cache: Attention) -> int:
+    def _attention(self, cache: Attention) -> Spec:
+        row = self._row(cache)
+        if not self.release.v1:  # V0 pages every layer alike
+            return Spec("full", self.block, row)
+        # Llama 4 runs with the hybrid manager switched off from 0.11 on: chunks are kept as full attention.
+        if isinstance(cache, ChunkedAttention):
+            whole = self.release.since("0.11")
+            return Spec("full" if whole else "chunked", self.block, row, 0 if whole else cache.size)
+        if isinstance(cache, SlidingAttention):
+            return Spec("sliding", self.block, row, cache.size)
+        if isinstance(cache, CrossAttention):
+            return Spec("cross", self.block, row, cache.tokens or 0)
+        return Spec("full", self.block, row)
+
+    def _value_size(self, cache: Attention) -> int:
         # Values were padded to the keys' size before 0.18 (FullAttentionSpec.head_size_v).
-        value = cache.value_size if self.release.since("0.18") else cache.key_size
-        return kv_heads_of_rank(cache.kv_heads, self.tp) * (self.kv.row(cache.key_size) + self.kv.row(value))
+        return cache.value_size if self.release.since("0.18") else cache.key_size
+
+    def _row(self, cache: Attention) -> int:
+        heads = kv_heads_of_rank(cache.kv_heads, self.tp)
+        return heads * (self.kv.row(cache.key_size) + self.kv.row(self._value_size(cache)))
+
+    def _words(self, cache: Attention) -> str:
+        kept = Attention(kv_heads_of_rank(cache.kv_heads, self.tp), cache.key_size, self._value_size(cache))
+        return f"{kept.arithmetic} × {self.kv.words}"
 
     def _indexer(self, size: int) -> list[Spec]:
         """Keys of a sparse-attention indexer, in fp8 with an fp32 scale, in a cache of their own."""
-        return [Spec("mla", self.block, size + 4)] if size else []
+        return (
+            [Spec("mla", self.block, size + 4, arithmetic=f"({size} fp8 indexer keys + 4 B of scale)")] if size else []
+        )
 
-    def _state(self, state: State) -> int:
+    def _state(self, state: State) -> Spec:
         channels, kernel = state.convolution or (0, 1)
         own = (
             4 if state.name == "delta attention (KDA)" else self.state_bytes
         )  # model_executor/layers/mamba/mamba_utils.py
-        return channels // self.tp * (kernel - 1) * self.model_bytes + state.recurrent_elements // self.tp * own
+        nbytes = channels // self.tp * (kernel - 1) * self.model_bytes + state.recurrent_elements // self.tp * own
+        shared = f", shared by {self.tp} GPUs" if self.tp > 1 else ""
+        return Spec("state", self.max_model_len, nbytes, arithmetic=state.explained(1, self.model_bytes, own) + shared)
 
 
 def _aligned(specs: list[Spec], paged: _Paged) -> list[Spec]:
