@@ -130,7 +130,7 @@ def test_that_test_can_fail() -> None:
 
 def test_public_names() -> None:
     assert set(dir(graphmem)) == {
-        "Device", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "inspect",
+        "Device", "Estimate", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "infer", "inspect",
         "load_trace", "measure", "rule", "show", "trace", "train",
     }  # fmt: skip
     assert all(getattr(graphmem, name) is not None for name in graphmem.__all__)

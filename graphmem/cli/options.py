@@ -45,7 +45,7 @@ class Bytes(click.ParamType[int]):
 
 #: gpu, memory, alloc_conf
 allocator_options: Callable[[_Command], _Command] = _all(
-    click.option("--gpu", metavar="NAME", help="A GPU with its memory (A100-80GB, RTX 4090, T4): does the step fit, where does it die?"),
+    click.option("--gpu", metavar="NAME", help="A GPU with its memory (A100-80GB, RTX 4090, T4): does it fit, and where does it run out?"),
     click.option("--memory", type=Bytes(), metavar="SIZE", help="Of the device, CUDA context included: 23.5GiB.  [default: that of --gpu]"),
     click.option(
         "--alloc-conf", default="", metavar="SETTINGS",

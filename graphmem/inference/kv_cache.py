@@ -123,7 +123,8 @@ class CacheLayout:
         for cache, count in self.kinds().items():
             if isinstance(cache, Nothing):
                 continue
-            term = f"{count} {cache.kind} layers × {cache.arithmetic}"
+            each = f"({cache.arithmetic})" if isinstance(cache, State) else cache.arithmetic
+            term = f"{count} {cache.kind} layers × {each}"
             if not isinstance(cache, State):
                 term += f" × {kv.words}"
                 if isinstance(cache, CrossAttention):

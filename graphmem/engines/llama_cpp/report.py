@@ -198,3 +198,8 @@ def _said(found: Buffers) -> Iterator[str]:
         else "one row a slot, as llama-server makes them since 2026; --all-logits for others"
     )
     yield from found.layout.notes
+    roles = found.model.roles
+    if tower := sum(
+        t.spec.nbytes for t in found.model.tensors if roles[t.spec.name] in ("vision tower", "audio tower", "projector")
+    ):
+        yield f"encoder and projector of {format_bytes(tower)} are a file of their own (mmproj), loaded beside the model and not counted"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from graphmem.config import text_config
+from graphmem.config import architectures, text_config
 from graphmem.engines.estimate import CacheRow, Estimate, Item, layer_cache_table, matrix, rules_of_thumb
 from graphmem.engines.vllm.budget import Budget
 from graphmem.engines.vllm.questions import least_utilization, longest_model_len, most_requests, what_starts
@@ -256,6 +256,10 @@ def _said(found: Budget) -> Iterator[str]:
     yield f"at most {most:,} request{'' if most == 1 else 's'} of {found.max_model_len:,} tokens, {most_requests(found, max(found.max_model_len // 4, 1)):,} of a quarter of it"
 
 
+#: Models with cross-attention that vLLM's registry still has (model_executor/models/registry.py of 0.28; the others are in its list of removed ones).
+_ENCODERS = {"WhisperForConditionalGeneration", "NemotronParseForConditionalGeneration"}
+
+
 def _warnings(found: Budget) -> Iterator[str]:
     if found.available <= 0:
         yield f"nothing is left for the cache: weights and profiling take {format_bytes(found.beside_cache)} of {format_bytes(found.requested)}"
@@ -266,6 +270,12 @@ def _warnings(found: Budget) -> Iterator[str]:
         )
     if found.release.since(NEWEST) and str(found.release.version) != NEWEST:
         yield f"vLLM {found.release} is newer than {NEWEST}, the last release read; counted as that"
+    if (
+        found.layout.cross
+        and found.release.since("0.11")
+        and not set(architectures(found.model.spec.config)) & _ENCODERS
+    ):
+        yield "vLLM has served no encoder-decoder but Whisper since 0.11; the figures are what it would take"
     if found.bfloat16_refused:
         yield f"vLLM refuses bfloat16 on {found.device.name}, whose compute capability is below 8.0; add --dtype float16"
     if found.utilization > 0.95:
