@@ -19,7 +19,6 @@ from graphmem.tracing.device import Device
 
 if TYPE_CHECKING:
     from graphmem.engines.transformers.run import Generated
-    from graphmem.tracing.targets import Choices
 
 ENGINES = ("transformers", "vllm", "llama.cpp")
 
@@ -203,26 +202,36 @@ def _transformers(
         layout = model.cache if isinstance(model.cache, CacheLayout) else None
         stored = sum(tensor.spec.nbytes for tensor in model.tensors) if model.is_quantized else None
     found = generated(target, settings, device, choices, stored, alloc)
-    room = _room(target, found, choices) if device.memory is not None and device.type == "cuda" else None
+    room = _room(found) if device.memory is not None and device.type == "cuda" else None
     return estimate(found, target, origin, place, layout, room)
 
 
-def _room(target: str, found: Generated, choices: Choices) -> Any:
+def _room(found: Generated) -> Any:
     """Bytes left on the GPU by context and requests: prefill traced for one and two requests of each context, affine beyond."""
     from graphmem.engines.transformers.run import prefill_bytes
 
     assert found.device.memory is not None
     free = found.device.memory - found.device.context_size
     traced: dict[int, tuple[int, int] | None] = {}
+    too_long: list[int] = []  # contexts of which not even one request fits; longer ones need no trace
+
+    def prefill(tokens: int) -> tuple[int, int] | None:
+        """Bytes of one request, and what each further one adds."""
+        try:
+            one, reserved = prefill_bytes(tokens, 1, found)
+            if reserved > free:
+                too_long.append(tokens)
+                return reserved, reserved
+            two, _ = prefill_bytes(tokens, 2, found)
+        except GraphmemError:
+            return None
+        return reserved, two - one
 
     def room(tokens: int, requests: int) -> int | None:
+        if any(tokens > other for other in too_long):
+            return -1
         if tokens not in traced:
-            try:
-                one, reserved = prefill_bytes(target, tokens, 1, found, choices)
-                two, _ = prefill_bytes(target, tokens, 2, found, choices)
-                traced[tokens] = (reserved, two - one)
-            except GraphmemError:
-                traced[tokens] = None
+            traced[tokens] = prefill(tokens)
         known = traced[tokens]
         return None if known is None else free - known[0] - (requests - 1) * known[1]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from graphmem.timeline.allocator.driver import DeviceMemory
 from graphmem.timeline.allocator.simulate import Request, Simulation, simulate
 from graphmem.timeline.events import Kind, Phase
 from graphmem.tracing.device import Device
+from graphmem.tracing.example_inputs import example_inputs
 from graphmem.tracing.on_meta import light_copy
 from graphmem.tracing.run import trace_module
 from graphmem.tracing.targets import Choices, resolve
@@ -48,12 +50,18 @@ class Generated:
     #: The last steps; the same trace where there are no more steps than it has.
     last: Trace
     name: str
-    model_class: str
+    #: On the meta device, its linear layers quantized if the settings say so.
+    module: torch.nn.Module
+    workload: Workload
     parameters: int
     #: Longest context of the model; None: its config names none.
     context: int | None
     #: Bytes of a quantized checkpoint's weights as stored, which were traced unpacked; None: they are as traced.
     stored: int | None = None
+
+    @property
+    def model_class(self) -> str:
+        return type(self.module).__name__
 
     @property
     def loaded(self) -> int:
@@ -176,26 +184,33 @@ def generated(
 
     def traced(prompt: int, steps: int) -> Trace:
         inputs = {key: _of_length(value, settings.prompt, prompt) for key, value in kwargs.items()}
-        generation = Generation(
-            steps, settings.cache, settings.kept_tokens, settings.beams, settings.samples, not settings.all_logits
-        )
-        return trace_module(module, (), inputs, replace(workload, generation=generation), device, name)
+        return _traced(module, inputs, settings, steps, workload, device, name)
 
     steps = settings.new_tokens - 1
     first = traced(settings.prompt, min(steps, _STEPS))
     encodes = getattr(module.config, "is_encoder_decoder", False)
     last = first if steps <= _STEPS or encodes else _without_prefill(traced(settings.kept_tokens - _STEPS, _STEPS))
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Generated(settings, device, first, last, name, type(module).__name__, parameters, context, stored)
+    return Generated(settings, device, first, last, name, module, workload, parameters, context, stored)
 
 
-def prefill_bytes(target: str, tokens: int, requests: int, found: Generated, choices: Choices) -> tuple[int, int]:
+def prefill_bytes(tokens: int, requests: int, found: Generated) -> tuple[int, int]:
     """(peak of tensors, reserved) of prefilling ``requests`` prompts of ``tokens`` at once, with weights as loaded."""
     settings = replace(found.settings, prompt=tokens, new_tokens=1, batch_size=requests)
-    other = generated(
-        target, settings, replace(found.device, memory=None), choices, found.stored, found.first.alloc_conf
-    )
+    device = replace(found.device, memory=None)
+    inputs = dict(example_inputs(found.module, requests, tokens, train=False))
+    trace = _traced(found.module, inputs, settings, 0, found.workload, device, found.name)
+    other = replace(found, settings=settings, device=device, first=trace, last=trace)
     return other.prefill.nbytes - other.saved, other.reserved
+
+
+def _traced(
+    module: torch.nn.Module, inputs: dict[str, Any], settings: Generating, steps: int, workload: Workload, device: Device, name: str
+) -> Trace:  # fmt: skip
+    generation = Generation(
+        steps, settings.cache, settings.kept_tokens, settings.beams, settings.samples, not settings.all_logits
+    )
+    return trace_module(module, (), inputs, replace(workload, generation=generation), device, name)
 
 
 def _without_prefill(trace: Trace) -> Trace:
