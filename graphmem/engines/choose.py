@@ -170,6 +170,14 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
         raise UnsupportedError(
             f"{target}: llama.cpp does not serve models with cross-attention, but for T5, whose buffers are not known to graphmem"
         )
+    if (
+        layout.context is not None
+        and settings.ctx_size is not None
+        and settings.ctx_size > layout.context * settings.parallel
+    ):
+        raise GraphmemError(
+            f"ctx-size {settings.ctx_size:,}: the model was trained for {layout.context:,} tokens a slot; lower it"
+        )
     buffers = Buffers(model, layout, shape_of(model, layout), settings, device.type == "cuda")
     found = estimate(buffers, device, target, origin, place)
     return replace(found, warnings=(*checkpoint.warnings, *found.warnings))

@@ -37,7 +37,7 @@ def estimate(found: Buffers, device: Device, target: str, origin: str, place: st
     tables.append(rules_of_thumb(found.model.parameters, found.model.stored_bits, gpu + host, found.total))
     return Estimate(
         "llama.cpp", target, f"llama.cpp v0.5.0 on {place}; {origin}", tuple(_items(found, device)), tuple(_figures(found, device, place, fits, margin)),
-        tuple(tables), tuple(_said(found)), tuple(_warnings(found)), fits, margin,
+        tuple(tables), tuple(_said(found)), (), fits, margin,
     )  # fmt: skip
 
 
@@ -180,12 +180,6 @@ def _layers(found: Buffers, device: Device) -> Table:
     )  # fmt: skip
     notes = ("the most layers that fit; the rest is computed on the CPU",) if rows else ("not even without layers",)
     return Table("gpu_layers_that_fit", "Layers that fit", columns, tuple(rows), "calibrated", None, notes)
-
-
-def _warnings(found: Buffers) -> Iterator[str]:
-    trained = found.layout.context
-    if trained is not None and found.asked > trained * found.settings.parallel:
-        yield f"ctx-size {found.asked:,}: the model was trained for {trained:,} tokens a slot; llama.cpp allocates it all the same"
 
 
 def _said(found: Buffers) -> Iterator[str]:
