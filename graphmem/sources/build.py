@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def _build_transformers(config: Mapping[str, Any], what: str, class_name: str) -
             warnings.simplefilter("ignore")  # of deprecated config keys, which are the checkpoint's, not the user's
             cls = cls or _class_for(transformers, config, what)
             config_class = getattr(cls, "config_class", None) or transformers.CONFIG_MAPPING[model_type]
-            known = _config(config_class, settings)
+            known = _config(transformers, config_class, settings)
             with _default_dtype(stored_dtype(config)), torch.device("meta"):
                 model: torch.nn.Module = cls(known)
     except UnsupportedError:
@@ -69,12 +70,15 @@ def _build_transformers(config: Mapping[str, Any], what: str, class_name: str) -
     return model
 
 
-def _config(config_class: Any, settings: Mapping[str, Any]) -> Any:
+def _config(transformers: Any, config_class: Any, settings: Mapping[str, Any]) -> Any:
     """The config object. Keys that the class works out itself are left out only where it does not take them: Nemotron-H reads its pattern from one."""
+    transformers.logging.set_verbosity(logging.CRITICAL)  # it would print the whole config beside the error
     try:
         return config_class.from_dict(dict(settings))
     except AttributeError:
         return config_class.from_dict({k: v for k, v in settings.items() if not _is_computed(config_class, k)})
+    finally:
+        transformers.logging.set_verbosity_error()
 
 
 def _is_computed(config_class: Any, key: str) -> bool:
