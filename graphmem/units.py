@@ -32,6 +32,11 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is no size; write it as 24GiB, 80GB or a number of bytes") from None
 
 
+def round_up(value: int, to: int) -> int:
+    """The next multiple of ``to``."""
+    return -(-value // to) * to
+
+
 def format_count(count: float) -> str:
     """``3821079552`` → ``"3,821,079,552"``: parameters are counted, not rounded."""
     return f"{count:,.0f}"

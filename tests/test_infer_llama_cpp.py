@@ -13,6 +13,7 @@ from graphmem.checkpoint import ModelSpec, TensorSpec
 from graphmem.dtypes import SAFETENSORS
 from graphmem.engines.llama_cpp.buffers import Buffers
 from graphmem.engines.llama_cpp.settings import Running
+from graphmem.engines.llama_cpp.weights import weights_of
 from graphmem.engines.shape import Shape
 from graphmem.errors import GraphmemError
 from graphmem.inference.kv_cache import CacheLayout, cache_layout
@@ -57,7 +58,7 @@ def _buffers(row: dict[str, Any]) -> Buffers:
     assert isinstance(layout, CacheLayout)
     shape = Shape(row["n_embd"], row["n_vocab"], row["n_layer"], row["n_head"] * row["head_dim"], row["n_head_kv"] * row["head_dim"], row["n_ff"], 2, row["n_expert"], row["n_expert_used"], row["n_ff_exp"], 0, 0, False, False)  # fmt: skip
     settings = Running(row["n_ctx"], row["n_batch"], row["n_ubatch"], row["n_seq_max"], None, bool(row["flash_attn"]), row["type_k"], row["type_v"], bool(row["kv_unified"]), bool(row["swa_full"]), not row["n_outputs_max"])  # fmt: skip
-    return Buffers(model, layout, shape, settings, row["device"] == "CUDA")
+    return Buffers(model, weights_of(model, len(layout.layers)), layout, shape, settings, row["device"] == "CUDA")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def _buffers(row: dict[str, Any]) -> Buffers:
 )
 def test_buffers_are_llama_cpps_own(row: dict[str, Any]) -> None:
     found = _buffers(row)
-    assert sum(found.layer_cache(number) for number in range(row["n_layer"])) == row["kv_bytes"]
+    assert sum(found.cache) == row["kv_bytes"]
     assert found.output == row["output_bytes"]
     error = abs(found.compute / row["compute_bytes"] - 1)
     assert error <= 0.02 or error <= HOLES.get((row["arch"], row["device"]), 0.02), f"compute buffer off by {error:.1%}"

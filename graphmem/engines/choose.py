@@ -142,6 +142,7 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
     from graphmem.engines.llama_cpp.buffers import Buffers
     from graphmem.engines.llama_cpp.converted import as_gguf
     from graphmem.engines.llama_cpp.report import estimate
+    from graphmem.engines.llama_cpp.weights import weights_of
     from graphmem.engines.shape import shape_of
 
     quantization = given.pop("quantization", None)
@@ -178,7 +179,8 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
         raise GraphmemError(
             f"ctx-size {settings.ctx_size:,}: the model was trained for {layout.context:,} tokens a slot; lower it"
         )
-    buffers = Buffers(model, layout, shape_of(model, layout), settings, device.type == "cuda")
+    tensors = weights_of(model, len(layout.layers))
+    buffers = Buffers(model, tensors, layout, shape_of(model, layout), settings, device.type == "cuda")
     found = estimate(buffers, device, target, origin, place)
     return replace(found, warnings=(*checkpoint.warnings, *found.warnings))
 

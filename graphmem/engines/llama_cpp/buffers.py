@@ -6,30 +6,24 @@ fullest of a few points of a layer's graph. `fixtures/llama_cpp.json` has what l
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from graphmem.config import text_config
 from graphmem.engines.llama_cpp.settings import Running
+from graphmem.engines.llama_cpp.weights import ALIGNMENT, ROW, Weights
 from graphmem.engines.shape import Shape
 from graphmem.inference.kv_cache import CacheLayout
 from graphmem.inference.kv_dtypes import KVDType, kv_dtype_named
 from graphmem.inference.layer_kinds import whole
-from graphmem.inference.layouts import Attention, LatentAttention, SlidingAttention, State
+from graphmem.inference.layouts import Attention, LatentAttention, LayerCache, SlidingAttention, State
 from graphmem.inspection.model import Model
-from graphmem.parameters.roles import Component
-from graphmem.parameters.stored import StoredTensor
+from graphmem.units import round_up
 
 #: Cells of a cache come in multiples of this.
 _CELLS = 256
-#: CUDA's tensors are aligned to this, and rows of quantized ones padded to as many values (ggml-cuda.cu, MATRIX_ROW_PADDING).
-_ALIGNMENT, _ROW = 128, 512
-_BLOCK = re.compile(r"(?:^|\.)(?:blk|layers|h)\.(\d+)\.")
-
-
-def _up(value: int, to: int) -> int:
-    return -(-value // to) * to
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,7 @@ class Buffers:
     """A model in llama.cpp on one GPU. Bytes are ints. ``on_gpu`` False: all of it in host memory."""
 
     model: Model
+    tensors: Weights
     layout: CacheLayout
     shape: Shape
     settings: Running
@@ -56,8 +51,8 @@ class Buffers:
     @property
     def cells(self) -> int:
         """Tokens a stream of a full layer's cache holds."""
-        padded = _up(self.asked, _CELLS)
-        return padded if self.settings.kv_unified else _up(padded // self.settings.parallel, _CELLS)
+        padded = round_up(self.asked, _CELLS)
+        return padded if self.settings.kv_unified else round_up(padded // self.settings.parallel, _CELLS)
 
     @property
     def batch(self) -> int:
@@ -72,12 +67,12 @@ class Buffers:
         if self.settings.swa_full:
             return self.cells
         slots = self.settings.parallel if self.settings.kv_unified else 1
-        return _up(min(self.cells, max(sizes) * slots + min(self.settings.ubatch_size, self.batch)), _CELLS)
+        return round_up(min(self.cells, max(sizes) * slots + min(self.settings.ubatch_size, self.batch)), _CELLS)
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
-        return _up(min(self.cells * self.streams, self.batch, self.settings.ubatch_size), self.settings.parallel)
+        return round_up(min(self.cells * self.streams, self.batch, self.settings.ubatch_size), self.settings.parallel)
 
     @property
     def outputs(self) -> int:
@@ -90,11 +85,8 @@ class Buffers:
     def kinds(self) -> tuple[KVDType, KVDType]:
         return kv_dtype_named(self.settings.cache_type_k), kv_dtype_named(self.settings.cache_type_v)
 
-    def layer_cache(self, number: int) -> int:
-        """Bytes of a layer's cache, and of its state for every slot."""
-        return sum(self._cache(cache) for cache in self.layout.layers[number])
-
-    def _cache(self, cache: object) -> int:
+    def bytes_of(self, cache: LayerCache) -> int:
+        """Bytes of what a layer keeps, for every slot."""
         keys, values = self.kinds
         if isinstance(cache, LatentAttention):
             return self.cells * self.streams * keys.row(cache.latent + cache.rope) + self._row_padding(
@@ -113,7 +105,7 @@ class Buffers:
 
     def _row_padding(self, kind: KVDType, width: int) -> int:
         quantized = kind.row(32) < 64 and kind.key not in ("float32", "float16", "bfloat16")
-        return _up(kind.row(_ROW - width % _ROW), _ALIGNMENT) if self.on_gpu and quantized and width % _ROW else 0
+        return round_up(kind.row(ROW - width % ROW), ALIGNMENT) if self.on_gpu and quantized and width % ROW else 0
 
     # -- what lies where ------------------------------------------------------------------------------------------
 
@@ -130,48 +122,15 @@ class Buffers:
         """Whether every layer is on the GPU."""
         return self.first_on_gpu == 0
 
-    @cached_property
+    @property
     def weights(self) -> tuple[int, int]:
-        """(bytes on the GPU, bytes in host memory). Embeddings stay in host memory, and are copied where the head is tied to them."""
-        gpu = host = 0
-        layers, first = len(self.layout.layers), self.first_on_gpu
-        heads = {self.model.roles[t.spec.name] for t in self.model.tensors if self.model.roles[t.spec.name] == "head"}
-        for tensor in self.model.tensors:
-            if tensor.kind == "buffer" and not tensor.spec.name.startswith("rope_freqs"):
-                continue
-            place = self._place(tensor, layers)
-            experts = self.settings.cpu_moe and ("_exps" in tensor.spec.name or "experts" in tensor.spec.name)
-            if place is None:
-                host += tensor.spec.nbytes
-                if not heads and self.on_gpu and first <= layers and self._is_embedding(tensor):
-                    gpu += _up(tensor.spec.nbytes, _ALIGNMENT)
-            elif place >= first and not experts:
-                gpu += _up(tensor.spec.nbytes + self._weight_padding(tensor), _ALIGNMENT)
-            else:
-                host += tensor.spec.nbytes
-        return gpu, host
-
-    def _is_embedding(self, tensor: StoredTensor) -> bool:
-        return self.model.roles[tensor.spec.name] == "embedding" and len(tensor.spec.shape) == 2
-
-    def _place(self, tensor: StoredTensor, layers: int) -> int | None:
-        """The layer it belongs to; None: to the input, which stays in host memory."""
-        if found := _BLOCK.search(tensor.spec.name):
-            return int(found[1])
-        return None if self.model.roles[tensor.spec.name] == "embedding" else layers
-
-    @staticmethod
-    def _weight_padding(tensor: StoredTensor) -> int:
-        spec = tensor.spec
-        width = spec.shape[-1] if spec.shape else 0
-        if spec.dtype.block_elements == 1 or width % _ROW == 0:
-            return 0
-        return spec.dtype.nbytes(_ROW - width % _ROW)
+        """(bytes on the GPU, bytes in host memory)."""
+        return self.tensors.placed(self.first_on_gpu, self.settings.cpu_moe)
 
     @property
     def cache(self) -> tuple[int, int]:
         """(bytes on the GPU, bytes in host memory) of keys, values and states."""
-        sizes = [self.layer_cache(number) for number in range(len(self.layout.layers))]
+        sizes = [sum(map(self.bytes_of, layer)) for layer in self.layout.layers]
         first = min(self.first_on_gpu, len(sizes))
         return sum(sizes[first:]), sum(sizes[:first])
 
@@ -208,7 +167,7 @@ class Buffers:
         hidden = 4 * self.shape.hidden * tokens
         output = 4 * self.shape.hidden * self.outputs
         found = {"output": output + 4 * self.shape.vocabulary * self.outputs}
-        if self._joined or str(text.get("model_type")) in ("gpt-oss", "gpt_oss"):
+        if self.tensors.joined or str(text.get("model_type")) in ("gpt-oss", "gpt_oss"):
             found["output"] += output
         if not self.layout.attention:
             state = next(iter(self.layout.states), None)
@@ -227,7 +186,7 @@ class Buffers:
             beside = hidden + inputs + hidden
         else:
             found["attention"] = self._attention(heads, hidden, query, inputs)
-            beside = hidden + inputs + (0 if self._joined else max(hidden, query)) + hidden
+            beside = hidden + inputs + (0 if self.tensors.joined else max(hidden, query)) + hidden
         if self.shape.experts:
             used, width = self.shape.top_k, self.shape.expert_width
             combined = used * self.shape.hidden
@@ -238,11 +197,6 @@ class Buffers:
             found["MLP"] = beside + 4 * tokens * 3 * self.shape.width
         return found
 
-    @property
-    def _joined(self) -> bool:
-        """Whether queries, keys and values are one product (Phi-3)."""
-        return any(re.search(r"(attn_qkv|qkv_proj)\.weight$", tensor.spec.name) for tensor in self.model.tensors)
-
     def _attention(self, heads: int, hidden: int, query: int, inputs: int) -> int:
         cells = max(filter(None, (self.cells, self.window_cells)))
         if self.settings.flash_attention:
@@ -252,14 +206,12 @@ class Buffers:
                 for kind in self.kinds
                 if kind.key != "float16" and self.on_gpu
             )
-            return hidden + inputs + (2 * query if self._joined else hidden + 2 * query) + copies
+            return hidden + inputs + (2 * query if self.tensors.joined else hidden + 2 * query) + copies
         scores = 4 * heads * cells * self.tokens
-        return hidden + inputs + (query if self._joined else hidden + 2 * query) + scores
+        return hidden + inputs + (query if self.tensors.joined else hidden + 2 * query) + scores
 
-    def _latent(self, text: object, latent: LatentAttention, heads: int, hidden: int, inputs: int) -> int:
-        assert hasattr(text, "get")
-        nope = whole(text, ("qk_nope_head_dim",)) or 0  # type: ignore[arg-type]
-        down = whole(text, ("q_lora_rank",)) or 0  # type: ignore[arg-type]
+    def _latent(self, text: Mapping[str, Any], latent: LatentAttention, heads: int, hidden: int, inputs: int) -> int:
+        nope, down = whole(text, ("qk_nope_head_dim",)) or 0, whole(text, ("q_lora_rank",)) or 0
         tokens = self.tokens
         query = 4 * heads * (nope + latent.rope) * tokens
         absorbed = 2 * 4 * tokens * heads * (latent.latent + latent.rope)
@@ -281,7 +233,7 @@ class Buffers:
         hidden = 4 * self.shape.hidden * self.tokens
         query = 4 * self.shape.query * self.tokens
         beside = hidden + self._inputs + max(hidden, query) + hidden
-        experts = self._largest("experts")
+        experts = self.tensors.largest.get("experts", 0)
         if experts:
             used, width = self.shape.top_k, self.shape.expert_width
             up = beside + experts + 2 * 4 * self.tokens * used * width
@@ -290,19 +242,10 @@ class Buffers:
         return (
             2 * hidden
             + self._inputs
-            + 2 * self._largest("attention")
-            + self._largest("mlp")
+            + 2 * self.tensors.largest.get("attention", 0)
+            + self.tensors.largest.get("mlp", 0)
             + 8 * self.shape.width * self.tokens
         )
-
-    def _largest(self, role: Component) -> int:
-        """Bytes of the largest tensor of a layer with this role; experts stored one by one count together."""
-        sizes: dict[str, int] = {}
-        for tensor in self.model.tensors:
-            if self.model.roles[tensor.spec.name] == role and _BLOCK.search(tensor.spec.name):
-                stacked = re.sub(r"(?<=experts)\.\d+(?=\.)", "", tensor.spec.name)
-                sizes[stacked] = sizes.get(stacked, 0) + tensor.spec.nbytes
-        return max(sizes.values(), default=0)
 
     @property
     def host_compute(self) -> int:

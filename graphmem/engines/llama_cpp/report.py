@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from graphmem.engines.estimate import CacheRow, Estimate, Item, layer_cache_table, matrix, rules_of_thumb
@@ -16,15 +16,15 @@ from graphmem.units import format_bytes
 def estimate(found: Buffers, device: Device, target: str, origin: str, place: str) -> Estimate:
     """What ``graphmem infer --engine llama.cpp`` answers. ``place``: the GPU, in words."""
     margin = fits = None
-    if device.memory is not None:
-        margin = device.memory - device.context_size - found.total
-        fits = margin >= 0
     tables = [_cache(found), _host(found), _points(found)]
     if device.memory is not None:
+        free = device.memory - device.context_size
+        margin = free - found.total
+        fits = margin >= 0
         longest = found.layout.context or found.asked
         tables.append(
             matrix(
-                _room(found, device),
+                _room(found, free),
                 longest,
                 64,
                 "formula",
@@ -32,7 +32,7 @@ def estimate(found: Buffers, device: Device, target: str, origin: str, place: st
             )
         )
         if not fits:
-            tables.append(_layers(found, device))
+            tables.append(_layers(found, free))
     gpu, host = found.weights
     tables.append(rules_of_thumb(found.model.parameters, found.model.stored_bits, gpu + host, found.total))
     return Estimate(
@@ -133,7 +133,7 @@ def _cache(found: Buffers) -> Table:
         if isinstance(cache, Nothing):
             rows.append((cache.kind, count, 0, None, None, "keeps nothing of its own"))
             continue
-        total = count * found._cache(cache)
+        total = count * found.bytes_of(cache)
         if isinstance(cache, State):
             rows.append(
                 (
@@ -154,24 +154,21 @@ def _cache(found: Buffers) -> Table:
     return layer_cache_table(rows, "Cache, all slots together")
 
 
-def _room(found: Buffers, device: Device):  # type: ignore[no-untyped-def]
+def _room(found: Buffers, free: int) -> Callable[[int, int], int]:
     def room(tokens: int, slots: int) -> int:
-        other = replace(
-            found, settings=replace(found.settings, ctx_size=tokens * slots, parallel=slots, kv_unified=True)
-        )
-        return device.memory - device.context_size - other.total  # type: ignore[operator]
+        settings = replace(found.settings, ctx_size=tokens * slots, parallel=slots, kv_unified=True)
+        return free - replace(found, settings=settings).total
 
     return room
 
 
-def _layers(found: Buffers, device: Device) -> Table:
+def _layers(found: Buffers, free: int) -> Table:
     """The most layers that fit, for ``-ngl``."""
-    assert device.memory is not None
     layers = len(found.layout.layers)
     rows: list[Row] = []
     for count in range(layers + 1, -1, -1):
         other = replace(found, settings=replace(found.settings, gpu_layers=count))
-        left = device.memory - device.context_size - other.total
+        left = free - other.total
         if left >= 0:
             rows.append((count, other.total, left, sum(_in_host(other).values())))
             break

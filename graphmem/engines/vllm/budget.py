@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 from graphmem.config import architectures, named_dtype, text_config
 from graphmem.dtypes import from_torch
@@ -21,7 +22,7 @@ from graphmem.inference.kv_cache import CacheLayout, NoCache
 from graphmem.inference.kv_dtypes import KVDType, kv_dtype_named
 from graphmem.inference.layouts import Attention, LatentAttention
 from graphmem.inspection.model import Model
-from graphmem.parameters.schemes import SCHEMES
+from graphmem.parameters.schemes import SCHEMES, Scheme
 from graphmem.tracing.device import Device
 
 #: What ``--kv-cache-dtype`` may be.
@@ -34,6 +35,9 @@ class Budget:
 
     model: Model
     layout: CacheLayout
+    shape: Shape
+    #: `weights.loaded` of this model. Remembered, because the questions the other way round ask for the same weights many times.
+    load: Callable[..., Loaded]
     device: Device
     settings: Serving
 
@@ -57,10 +61,6 @@ class Budget:
     @cached_property
     def release(self) -> Release:
         return release(self.settings.version, self.device.capability, self.settings.v1)
-
-    @cached_property
-    def shape(self) -> Shape:
-        return shape_of(self.model, self.layout)
 
     @property
     def max_model_len(self) -> int:
@@ -94,11 +94,11 @@ class Budget:
             known = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[from_torch(name).name]
         except KeyError:
             raise GraphmemError(f"dtype {name!r}: {nearest(name, ('float16', 'bfloat16', 'float32'))}") from None
-        if known == "float32" and self.settings.dtype is None:
-            return "bfloat16" if self.release.since("0.9") and self.device.capability >= (8, 0) else "float16"
-        if known == "bfloat16" and self.settings.dtype is None and self.release.since("0.9") and not self._has_bfloat16:
-            return "float16"
-        return known
+        if self.settings.dtype is not None or known == "float16":
+            return known
+        if self.release.since("0.9"):
+            return "bfloat16" if self._has_bfloat16 else "float16"
+        return "float16" if known == "float32" else known
 
     @property
     def _has_bfloat16(self) -> bool:
@@ -144,26 +144,32 @@ class Budget:
             else int(self.total * self.utilization)
         )
 
-    @cached_property
-    def weights(self) -> Loaded:
+    @property
+    def scheme(self) -> Scheme | None:
+        """What linear weights are quantized to while loading; None: they stay as the checkpoint has them."""
         key = self.settings.quantization
+        if key is None:
+            return None
         schemes = {scheme.key: scheme for scheme in SCHEMES}
-        if key is not None and key not in schemes:
+        if key not in schemes:
             raise GraphmemError(f"quantization {key!r}: {nearest(key, schemes)}")
-        if key is not None and self.model.is_quantized:
+        if self.model.is_quantized:
             raise GraphmemError(f"quantization {key!r}: the checkpoint is quantized already; leave it out")
+        return schemes[key]
+
+    @property
+    def weights(self) -> Loaded:
         heads = next((c.kv_heads for c in self.layout.attention if isinstance(c, Attention)), 1)
-        return loaded(
-            self.model, self.shape, self.release, self.model_bytes, self.settings.tensor_parallel_size, heads, self.device.capability,
-            schemes[key] if key is not None else None, Lora(self.settings.max_loras, self.settings.max_lora_rank),
+        return self.load(
+            self.release, self.model_bytes, self.settings.tensor_parallel_size, heads, self.device.capability, self.scheme,
+            Lora(self.settings.max_loras, self.settings.max_lora_rank),
         )  # fmt: skip
 
     @property
     def weight_bits(self) -> float:
         """Bits of a weight, as people say them: of a packed checkpoint the average of all that it stores."""
-        scheme = next((scheme for scheme in SCHEMES if scheme.key == self.settings.quantization), None)
-        if scheme is not None:
-            return scheme.bits
+        if self.scheme is not None:
+            return self.scheme.bits
         return self.model.stored_bits if self.model.is_quantized else 8 * self.model_bytes
 
     @cached_property
@@ -291,4 +297,5 @@ def budget(model: Model, device: Device, settings: Serving) -> Budget:
         raise GraphmemError("vLLM makes its pool as large as the GPU allows; add --gpu NAME or --memory SIZE")
     if isinstance(model.cache, NoCache):
         raise GraphmemError(f"no cache can be laid out: {model.cache.reason}")
-    return Budget(model, model.cache, device, settings)
+    shape = shape_of(model, model.cache)
+    return Budget(model, model.cache, shape, cache(partial(loaded, model, shape)), device, settings)

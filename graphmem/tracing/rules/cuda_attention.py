@@ -15,6 +15,7 @@ import torch
 
 from graphmem.tracing.device import Device
 from graphmem.tracing.rules.registry import Free, OpCall, Out, Scratch, rule
+from graphmem.units import round_up
 
 aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -184,14 +185,10 @@ def _run_math(p: _Problem, scale: float | None) -> torch.Tensor:
     return output
 
 
-def _up(count: int, step: int) -> int:
-    return -(-count // step) * step
-
-
 def _splits(batch_heads: int, queries: int, keys: int, dim: int, device: Device) -> int:
     """``num_splits_heuristic`` of flash_api.cpp: parts of the keys that are worked on at once where there is too little other work."""
-    blocks = _up(keys, size := 256 if dim <= 64 else 128 if dim <= 128 else 64) // size
-    work, lanes = batch_heads * (_up(queries, 64) // 64), 2 * device.sms
+    blocks = round_up(keys, size := 256 if dim <= 64 else 128 if dim <= 128 else 64) // size
+    work, lanes = batch_heads * (round_up(queries, 64) // 64), 2 * device.sms
     if work >= 0.8 * lanes:
         return 1
     most = min(128, lanes, blocks)
@@ -218,7 +215,7 @@ def flash_forward(call: OpCall) -> Scratch:
     if splits == 1:
         return Scratch()
     rows = splits * batch * heads * queries * 4
-    return Scratch(program=(Out(0), Out(1), rows, rows * (_up(dim, 32) if dim <= 192 else 256)))
+    return Scratch(program=(Out(0), Out(1), rows, rows * (round_up(dim, 32) if dim <= 192 else 256)))
 
 
 @rule(
@@ -232,9 +229,9 @@ def flash_backward(call: OpCall) -> Scratch:
     grad, q, k, _, out = call.args[:5]
     batch, heads, queries, dim = q.shape
     copies = tuple(t.numel() * t.element_size() for t in (grad, out) if not t.transpose(1, 2).is_contiguous())
-    padded = _up(queries, 128)
+    padded = round_up(queries, 128)
     delta = batch * heads * padded * 4
-    accumulator = delta * (_up(dim, 32) if dim <= 192 else 256)
+    accumulator = delta * (round_up(dim, 32) if dim <= 192 else 256)
     expanded = (batch * k.shape[2] * heads * dim * k.element_size(),) * 2 if k.shape[1] != heads else ()
     return Scratch(program=(*copies, Out(0), Out(1), Out(2), delta, accumulator, *expanded))
 
@@ -275,8 +272,8 @@ def efficient_backward(call: OpCall) -> Scratch:
     if not in_registers:
         splits = max(-(-keys // block_k), 1)
         splits = max(min(splits, 200 // (batch * heads)), 1)
-        workspace += splits * block_k * (_up(dim, block_q) + _up(dim_v, block_q))
-    workspace = batch * heads * 4 * _up(workspace, 4)
+        workspace += splits * block_k * (round_up(dim, block_q) + round_up(dim_v, block_q))
+    workspace = batch * heads * 4 * round_up(workspace, 4)
     if size == 2:
         return Scratch(program=(*copy, *outputs, rows, workspace))
     first = len(copy)
