@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import graphmem
 from graphmem.checkpoint import ModelSpec, TensorSpec
@@ -173,3 +175,23 @@ def test_experts_in_host_memory_are_copied_to_the_gpu() -> None:
 def test_cross_attention_is_refused(shared_models: Path) -> None:
     with pytest.raises(GraphmemError, match="llama.cpp does not serve models with cross-attention"):
         graphmem.infer(str(shared_models / "meta-llama__Llama-3.2-11B-Vision"), engine="llama.cpp", ctx_size=4096)
+
+
+def test_an_encoder_is_in_a_file_of_its_own(tmp_path: Path) -> None:
+    config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 512, "max_position_embeddings": 256}}  # fmt: skip
+    text = {"language_model.model.embed_tokens.weight": (512, 256), "language_model.lm_head.weight": (512, 256), "language_model.model.norm.weight": (256,)}  # fmt: skip
+    for name, shape in (("q_proj", (256, 256)), ("k_proj", (256, 256)), ("v_proj", (256, 256)), ("o_proj", (256, 256))):
+        text[f"language_model.model.layers.0.self_attn.{name}.weight"] = shape
+    tower = {"vision_tower.vision_model.embeddings.patch_embedding.weight": (64, 3, 14, 14), "multi_modal_projector.linear_1.weight": (256, 64)}  # fmt: skip
+    buffers = []
+    for folder, shapes in (("text", text), ("both", text | tower)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+        save_file(
+            {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()},
+            tmp_path / folder / "model.safetensors",
+        )
+        found = graphmem.infer(str(tmp_path / folder), engine="llama.cpp", gpu="T4")
+        buffers.append(found.item("weights").nbytes)
+        assert ("mmproj" in found.origin) == (folder == "both")
+    assert buffers[0] == buffers[1]

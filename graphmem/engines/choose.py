@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from graphmem.checkpoint import Checkpoint
 from graphmem.engines.estimate import Estimate
 from graphmem.engines.llama_cpp.settings import Running
+from graphmem.engines.served import layout_of, model_of
+from graphmem.engines.transformers.settings import Generating
 from graphmem.engines.vllm.serving import Serving
 from graphmem.errors import GraphmemError, TargetError, UnsupportedError, nearest
-from graphmem.inference.kv_cache import CacheLayout, NoCache
+from graphmem.inference.kv_cache import CacheLayout
 from graphmem.inference.layouts import CompressedAttention
-from graphmem.inspection.model import Model, understand
+from graphmem.inspection.model import understand
+from graphmem.parameters.roles import NOT_TEXT
 from graphmem.sources.load import Access, load
 from graphmem.tracing.device import Device
+from graphmem.units import format_bytes
 
-if TYPE_CHECKING:
-    from graphmem.engines.transformers.run import Generated
-
-ENGINES = ("transformers", "vllm", "llama.cpp")
-
-#: Options by engine, in its own words. transformers' are listed here, because its settings' room imports torch.
-_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "transformers": (
-        "prompt", "new_tokens", "batch_size", "beams", "samples", "cache", "dtype", "load_in", "attention", "all_logits",
-    ),
-    "vllm": tuple(field.name for field in fields(Serving)),
-    "llama.cpp": (*(field.name for field in fields(Running)), "quantization"),
-}  # fmt: skip
-
-
-#: Options that are whole numbers, whoever's.
-_WHOLE = {"prompt", "new_tokens", "batch_size", "beams", "samples"} | {
-    field.name for engine in (Serving, Running) for field in fields(engine) if field.type in ("int", "int | None")
+_SETTINGS: Mapping[str, type[Any]] = {"transformers": Generating, "vllm": Serving, "llama.cpp": Running}
+ENGINES = tuple(_SETTINGS)
+#: Options by engine, in its own words.
+_OPTIONS = {engine: [field.name for field in fields(settings)] for engine, settings in _SETTINGS.items()}
+_OPTIONS["llama.cpp"].append("quantization")
+#: Those that are whole numbers, whoever's.
+_WHOLE = {
+    field.name for settings in _SETTINGS.values() for field in fields(settings) if field.type in ("int", "int | None")
 }
 
 
@@ -88,42 +81,6 @@ def infer(
     return _transformers(target, given, device, place, access, trust_remote_code, alloc)
 
 
-def _model(checkpoint: Checkpoint) -> Model:
-    specs = [spec for spec in checkpoint.sections if spec.config]
-    if len(checkpoint.sections) != 1 or not specs:
-        what = "holds several models" if len(checkpoint.sections) > 1 else "has no config.json"
-        raise UnsupportedError(f"{checkpoint.target}: {what}; engines serve one language model")
-    return understand(specs[0])[0]
-
-
-def _layout(model: Model) -> CacheLayout:
-    if isinstance(model.cache, NoCache):
-        raise GraphmemError(
-            f"no cache can be laid out: {model.cache.reason}{_assumed(model) if model.cache.missing else ''}"
-        )
-    return model.cache
-
-
-def _assumed(model: Model) -> str:
-    """What transformers' class would assume for the sizes that a config leaves out; empty where it is not installed."""
-    from graphmem.config import text_config
-
-    text = text_config(model.spec.config)
-    try:
-        from transformers import CONFIG_MAPPING
-
-        defaults = CONFIG_MAPPING[text.get("model_type")]()
-    except Exception:
-        return ""
-    keys = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")
-    missing = [
-        f"{key} {value}" for key in keys if key not in text and isinstance(value := getattr(defaults, key, None), int)
-    ]
-    return (
-        f"; its class in transformers would assume {', '.join(missing)}: write them into config.json" if missing else ""
-    )
-
-
 def _vllm(target: str, given: Mapping[str, Any], device: Device, place: str, access: Access) -> Estimate:
     from graphmem.engines.vllm.budget import budget
     from graphmem.engines.vllm.report import estimate
@@ -132,9 +89,7 @@ def _vllm(target: str, given: Mapping[str, Any], device: Device, place: str, acc
     if target.lower().endswith(".gguf"):
         raise TargetError(f"{target}: a GGUF file; --engine llama.cpp runs it")
     checkpoint = load(target, access)
-    model = _model(checkpoint)
-    _layout(model)
-    found = estimate(budget(model, device, settings), target, checkpoint.origin, place)
+    found = estimate(budget(model_of(checkpoint), device, settings), target, checkpoint.origin, place)
     return replace(found, warnings=(*checkpoint.warnings, *found.warnings))
 
 
@@ -148,17 +103,22 @@ def _llama_cpp(target: str, given: dict[str, Any], device: Device, place: str, a
     quantization = given.pop("quantization", None)
     settings = Running(**given)
     checkpoint = load(target, access)
-    model, origin = _model(checkpoint), checkpoint.origin
+    model, origin = model_of(checkpoint), checkpoint.origin
     if not model.spec.config.get("gguf"):
         if model.is_quantized:
             raise GraphmemError(
                 f"{target}: a quantized checkpoint that is no GGUF; give the GGUF file, or the checkpoint it was made from"
             )
+        encoders = sum(t.spec.nbytes for t in model.tensors if model.roles[t.spec.name] in NOT_TEXT)
         model = understand(as_gguf(model.spec, dict(model.roles), quantization))[0]
         origin += f"; as converted to GGUF, every matrix in {quantization or '16 bit'}"
+        if encoders:
+            origin += (
+                f"; encoder and projector of {format_bytes(encoders)} are a file of their own (mmproj), not counted"
+            )
     elif quantization is not None:
         raise GraphmemError(f"quantization {quantization!r}: the file is a GGUF already; leave it out")
-    layout = _layout(model)
+    layout = layout_of(model)
     if not model.tensors:
         raise UnsupportedError(
             f"{target}: the checkpoint's tensors are not known, so neither are llama.cpp's buffers; give the GGUF file"
@@ -199,50 +159,16 @@ def _transformers(
     require_torch()
     from graphmem.engines.transformers.report import estimate
     from graphmem.engines.transformers.run import generated
-    from graphmem.engines.transformers.settings import Generating
 
     settings = Generating(**given)
     if target.lower().endswith(".gguf"):
         raise TargetError(f"{target}: a GGUF file; --engine llama.cpp runs it")
-    choices = Choices(trust_remote_code=trust_remote_code, access=access)
-    origin, layout, stored = "its own code", None, None
+    checkpoint, origin, layout, stored = None, "its own code", None, None
     if not trust_remote_code:
         checkpoint = load(target, access)
-        model, origin = _model(checkpoint), checkpoint.origin
+        model, origin = model_of(checkpoint), checkpoint.origin
         layout = model.cache if isinstance(model.cache, CacheLayout) else None
         stored = sum(tensor.spec.nbytes for tensor in model.tensors) if model.is_quantized else None
+    choices = Choices(trust_remote_code=trust_remote_code, access=access, checkpoint=checkpoint)
     found = generated(target, settings, device, choices, stored, alloc)
-    room = _room(found) if device.memory is not None and device.type == "cuda" else None
-    return estimate(found, target, origin, place, layout, room)
-
-
-def _room(found: Generated) -> Any:
-    """Bytes left on the GPU by context and requests: prefill traced for one and two requests of each context, affine beyond."""
-    from graphmem.engines.transformers.run import prefill_bytes
-
-    assert found.device.memory is not None
-    free = found.device.memory - found.device.context_size
-    traced: dict[int, tuple[int, int] | None] = {}
-    too_long: list[int] = []  # contexts of which not even one request fits; longer ones need no trace
-
-    def prefill(tokens: int) -> tuple[int, int] | None:
-        """Bytes of one request, and what each further one adds."""
-        try:
-            one, reserved = prefill_bytes(tokens, 1, found)
-            if reserved > free:
-                too_long.append(tokens)
-                return reserved, reserved
-            two, _ = prefill_bytes(tokens, 2, found)
-        except GraphmemError:
-            return None
-        return reserved, two - one
-
-    def room(tokens: int, requests: int) -> int | None:
-        if any(tokens > other for other in too_long):
-            return -1
-        if tokens not in traced:
-            traced[tokens] = prefill(tokens)
-        known = traced[tokens]
-        return None if known is None else free - known[0] - (requests - 1) * known[1]
-
-    return room
+    return estimate(found, target, origin, place, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,18 +98,18 @@ def matrix(
         what: what is left, in words.
     """
     contexts = [tokens for tokens in CONTEXTS if tokens < longest] + [longest]
-    cells = {(tokens, count): left(tokens, count) for tokens in contexts for count in CONCURRENCY if count <= most}
-    fitting = {count for (_, count), room in cells.items() if room is not None and room >= 0}
-    requests = [count for count in CONCURRENCY if count in fitting or count == 1]
+    fitting: dict[tuple[int, int], int] = {}
+    for tokens, count in itertools.product(contexts, [count for count in CONCURRENCY if count <= most]):
+        room = left(tokens, count)
+        if room is not None and room >= 0:
+            fitting[tokens, count] = room
+        elif room is not None and count == 1:  # nor does one of a longer context
+            break
+    requests = [count for count in CONCURRENCY if count == 1 or any(count == other for _, other in fitting)]
     columns = (
         Column("context", "Context", "count"), *(Column(f"requests_{count}", f"× {count}", "bytes") for count in requests),
     )  # fmt: skip
-
-    def cell(tokens: int, count: int) -> int | None:
-        room = cells[tokens, count]
-        return room if room is not None and room >= 0 else None
-
-    rows = tuple((tokens, *(cell(tokens, count) for count in requests)) for tokens in contexts)
+    rows = tuple((tokens, *(fitting.get((tokens, count)) for count in requests)) for tokens in contexts)
     said = (f"{what}; –: they do not fit at once", *notes)
     return Table("matrix", "Left, by context and concurrent requests", columns, rows, basis, None, said)
 

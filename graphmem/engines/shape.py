@@ -102,7 +102,6 @@ def _rotary(text: Mapping[str, Any], size: int) -> int:
 
 def _is_gated(model: Model) -> bool:
     """Whether an MLP multiplies two projections, told by the names of its weights."""
-    gates = ("gate_proj", "gate_up_proj", "gate_and_up_proj", "w3", "w1w3", "dense_h_to_4h", "fc_gate")
+    gates = {"gate_proj", "gate_up_proj", "gate_and_up_proj", "w3", "w1w3", "linear_fc1"}
     names = {tensor.spec.module.rpartition(".")[2] for tensor in model.tensors}
-    joined = {"linear_fc1"} & names
-    return any(gate in names for gate in gates[:5]) or bool(joined)
+    return bool(gates & names)

@@ -6,6 +6,7 @@ Keys that are known to change the cache in ways not worked out here give a reaso
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,14 +105,6 @@ class CacheLayout:
             sum(c.bytes_at(tokens, kv) for c in self.attention) + self.cross_bytes(kv) + self.state_bytes(model_bytes)
         )
 
-    def with_encoder_tokens(self, tokens: int) -> CacheLayout:
-        """With ``tokens`` of the other sequence in each cross-attention."""
-        layers = tuple(
-            tuple(replace(c, tokens=tokens) if isinstance(c, CrossAttention) else c for c in layer)
-            for layer in self.layers
-        )
-        return replace(self, layers=layers)
-
     def with_draft_layers(self, count: int) -> CacheLayout:
         """With the layers of a draft model of the same heads (EAGLE, MTP): each keeps what the last attention layer keeps."""
         last = next((c for c in reversed(self.attention)), None)
@@ -141,10 +134,7 @@ class CacheLayout:
 
     def kinds(self) -> dict[LayerCache, int]:
         """Each different thing kept and how many layers keep it, in order of first appearance."""
-        counts: dict[LayerCache, int] = {}
-        for cache in self:
-            counts[cache] = counts.get(cache, 0) + 1
-        return counts
+        return Counter(self)
 
 
 @dataclass(frozen=True)

@@ -177,12 +177,17 @@ class State:
 
     kind: ClassVar[str] = "state"
 
-    def nbytes(self, model_bytes: int, columns_less: int = 0) -> int:
-        """Bytes a sequence. ``columns_less``: 1 for engines that keep one input less than the kernel is wide (vLLM)."""
-        channels, kernel = self.convolution or (0, 0)
-        return channels * (kernel - columns_less) * model_bytes + self.recurrent_elements * self.recurrent_bytes(
-            model_bytes
-        )
+    def nbytes(
+        self, input_bytes: int, recurrent_bytes: int | None = None, columns_less: int = 0, shards: int = 1
+    ) -> int:
+        """Bytes a sequence on one of ``shards`` GPUs. ``columns_less``: 1 for engines that keep one input less than the kernel is wide.
+
+        ``recurrent_bytes``: of an element of the recurrent part; None: as its dtype says, in a model of ``input_bytes``.
+        """
+        own = self.recurrent_bytes(input_bytes) if recurrent_bytes is None else recurrent_bytes
+        channels, kernel = self.convolution or (0, columns_less)
+        inputs = channels // shards * (kernel - columns_less) * input_bytes
+        return inputs + self.recurrent_elements // shards * own
 
     def recurrent_bytes(self, model_bytes: int) -> int:
         """Bytes an element of the recurrent part."""
@@ -195,10 +200,10 @@ class State:
     @property
     def arithmetic(self) -> str:
         """In a 16-bit model, as transformers keeps it."""
-        return self.explained(0, 2, self.recurrent_bytes(2))
+        return self.explained(2, self.recurrent_bytes(2))
 
-    def explained(self, columns_less: int, input_bytes: int, recurrent_bytes: int) -> str:
-        """The arithmetic of an engine that keeps ``kernel - columns_less`` inputs."""
+    def explained(self, input_bytes: int, recurrent_bytes: int, columns_less: int = 0) -> str:
+        """The arithmetic of `nbytes`."""
         terms = []
         if self.convolution:
             channels, kernel = self.convolution

@@ -18,12 +18,10 @@ from graphmem.inspection.stored import (
     ties_table,
 )
 from graphmem.parameters.experts import is_prediction_layer, routed_fraction
+from graphmem.parameters.roles import NOT_TEXT
 from graphmem.parameters.tree import module_tree
 from graphmem.report import Figure, Report, Section, Table
 from graphmem.units import format_count
-
-#: What a text token does not pass through.
-_NOT_TEXT = ("vision tower", "audio tower", "projector")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _active(model: Model) -> list[Figure]:
     main = [
         t
         for t in model.tensors
-        if not is_prediction_layer(t.spec.name, layers) and model.roles[t.spec.name] not in _NOT_TEXT
+        if not is_prediction_layer(t.spec.name, layers) and model.roles[t.spec.name] not in NOT_TEXT
     ]
     routed = sum(t.parameters for t in main if model.roles[t.spec.name] == "experts")
     if not routed or fraction is None:

@@ -50,6 +50,9 @@ COMPONENTS: tuple[Component, ...] = (
     "other",
 )
 
+#: What a text token does not pass through.
+NOT_TEXT: frozenset[Component] = frozenset(("vision tower", "audio tower", "projector"))
+
 _VISION = {"visual", "vision", "vit", "vpm", "sam", "vison"}
 _AUDIO = {"audio", "speech"}
 _TOWER = {"tower", "model", "encoder", "backbone", "trunk"}

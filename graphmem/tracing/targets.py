@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphmem.checkpoint import Checkpoint
 from graphmem.errors import GraphmemError, MissingExtraError, TargetError
 from graphmem.sources.load import Access, load
 from graphmem.workload import Workload
@@ -30,6 +31,8 @@ class Choices:
     access: Access = field(default_factory=Access)
     #: The batch's sequences lie behind each other in one row, each with positions from 0.
     packed: bool = False
+    #: The target's, where it has been read already.
+    checkpoint: Checkpoint | None = None
 
 
 def resolve(target: Any, inputs: tuple[Any, ...], workload: Workload, choices: Choices) -> Resolved:
@@ -109,7 +112,7 @@ def _pretrained(
     if choices.trust_remote_code:
         model = remote_model(target, access.revision, access.token, choices.dtype, workload.attention)
     else:
-        checkpoint = load(target, access)
+        checkpoint = choices.checkpoint or load(target, access)
         model = model_of(checkpoint, choices.dtype, workload.attention)
         if any(is_quantized(section.config) for section in checkpoint.sections):
             name = f"{target} (its quantized weights unpacked)"

@@ -99,8 +99,7 @@ class Buffers:
                 (cells or 0) * self.streams * kind.row(width) + self._row_padding(kind, width) for kind, width in widths
             )
         if isinstance(cache, State):  # always fp32, one input less than the kernel is wide
-            channels, kernel = cache.convolution or (0, 1)
-            return self.settings.parallel * 4 * (channels * (kernel - 1) + cache.recurrent_elements)
+            return self.settings.parallel * cache.nbytes(4, 4, columns_less=1)
         return 0
 
     def _row_padding(self, kind: KVDType, width: int) -> int:

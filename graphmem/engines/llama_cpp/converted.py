@@ -7,7 +7,7 @@ from dataclasses import replace
 from graphmem.checkpoint import ModelSpec, TensorSpec
 from graphmem.dtypes import GGML, DType
 from graphmem.errors import GraphmemError, nearest
-from graphmem.parameters.roles import Component
+from graphmem.parameters.roles import NOT_TEXT, Component
 
 _TYPES = {dtype.name: dtype for dtype in GGML.values() if dtype.floating}
 
@@ -29,7 +29,9 @@ def ggml_type(name: str) -> DType:
 
 
 def as_gguf(spec: ModelSpec, roles: dict[str, Component], quantization: str | None) -> ModelSpec:
-    """The spec with every matrix in one type and vectors in fp32; None: in 16 bit, as converted.
+    """The language model's tensors, every matrix in one type and vectors in fp32; None: in 16 bit, as converted.
+
+    Encoders and projectors are left out: the converter writes them to a file of their own (mmproj).
 
     Raises:
         GraphmemError: there is no such type.
@@ -37,7 +39,7 @@ def as_gguf(spec: ModelSpec, roles: dict[str, Component], quantization: str | No
     wanted = ggml_type(quantization) if quantization is not None else None
 
     def stored(tensor: TensorSpec) -> TensorSpec:
-        if not tensor.dtype.floating or roles[tensor.name] in ("vision tower", "audio tower", "projector"):
+        if not tensor.dtype.floating:
             return tensor
         if len(tensor.shape) < 2 or roles[tensor.name] == "norm":
             return replace(tensor, dtype=_TYPES["F32"])
@@ -45,4 +47,4 @@ def as_gguf(spec: ModelSpec, roles: dict[str, Component], quantization: str | No
             return replace(tensor, dtype=_TYPES["BF16" if tensor.dtype.name == "BF16" else "F16"])
         return replace(tensor, dtype=wanted if tensor.shape[-1] % wanted.block_elements == 0 else _TYPES["F16"])
 
-    return replace(spec, tensors=tuple(stored(tensor) for tensor in spec.tensors))
+    return replace(spec, tensors=tuple(stored(tensor) for tensor in spec.tensors if roles[tensor.name] not in NOT_TEXT))

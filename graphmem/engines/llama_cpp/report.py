@@ -142,7 +142,7 @@ def _cache(found: Buffers) -> Table:
                     0,
                     None,
                     total,
-                    f"{count} layers × ({cache.explained(1, 4, 4)}) for each of {found.settings.parallel} slots",
+                    f"{count} layers × ({cache.explained(4, 4, columns_less=1)}) for each of {found.settings.parallel} slots",
                 )
             )
             continue
@@ -189,8 +189,3 @@ def _said(found: Buffers) -> Iterator[str]:
         else "one row a slot, as llama-server makes them since 2026; --all-logits for others"
     )
     yield from found.layout.notes
-    roles = found.model.roles
-    if tower := sum(
-        t.spec.nbytes for t in found.model.tensors if roles[t.spec.name] in ("vision tower", "audio tower", "projector")
-    ):
-        yield f"encoder and projector of {format_bytes(tower)} are a file of their own (mmproj), loaded beside the model and not counted"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from graphmem.engines.estimate import CacheRow, Estimate, Item, layer_cache_table, matrix, rules_of_thumb
-from graphmem.engines.transformers.run import Generated
+from graphmem.engines.transformers.run import Generated, room_of
 from graphmem.inference.kv_cache import CacheLayout
 from graphmem.inference.kv_dtypes import kv_dtype_named
 from graphmem.inference.layouts import CrossAttention, Nothing, State
@@ -19,24 +19,24 @@ def estimate(
     origin: str,
     place: str,
     layout: CacheLayout | None,
-    room: Callable[[int, int], int | None] | None,
 ) -> Estimate:
     """What ``graphmem infer --engine transformers`` answers.
 
     Args:
         place: the GPU, in words.
         layout: the cache that the config implies; None where it cannot be told.
-        room: bytes left on the GPU with so many requests of so many tokens, for the matrix; None: no GPU was named.
     """
     tables = [_phases(found)]
     if layout is not None:
         tables.append(_cache(found, layout))
-    if room is not None:
+    memory, margin = found.device.memory, None
+    if memory is not None and found.device.type == "cuda":
         longest = found.context or found.settings.kept_tokens + 1
-        tables.append(matrix(room, longest, 256, "traced", "prefilled at once, on the GPU, its CUDA context counted"))
+        tables.append(
+            matrix(room_of(found), longest, 256, "traced", "prefilled at once, on the GPU, its CUDA context counted")
+        )
     bits = 8 * _element_bytes(found) if found.stored is None else round(8 * found.stored / found.parameters, 2)
     tables.append(rules_of_thumb(found.parameters, bits, found.weights, found.peak.nbytes - found.saved))
-    memory, margin = found.device.memory, None
     if memory is not None:
         margin = memory - found.device.context_size - found.reserved
     said = f"generate of transformers, traced on the meta device for {place}; no weights, no GPU; {origin}"
@@ -152,7 +152,8 @@ def _phases(found: Generated) -> Table:
 
 def _cache(found: Generated, layout: CacheLayout) -> Table:
     """What the config says the cache of one request is; the trace shows what transformers keeps of it."""
-    kv = kv_dtype_named("float32" if _element_bytes(found) == 4 else "bfloat16")
+    element = _element_bytes(found)
+    kv = kv_dtype_named("float32" if element == 4 else "bfloat16")
     tokens = found.settings.kept_tokens
     rows: list[CacheRow] = []
     for cache, count in layout.kinds().items():
@@ -160,7 +161,14 @@ def _cache(found: Generated, layout: CacheLayout) -> Table:
             rows.append((cache.kind, count, 0, None, None, "keeps nothing of its own"))
         elif isinstance(cache, State):
             rows.append(
-                (f"state ({cache.name})", count, 0, None, count * cache.nbytes(_element_bytes(found)), cache.arithmetic)
+                (
+                    f"state ({cache.name})",
+                    count,
+                    0,
+                    None,
+                    count * cache.nbytes(element),
+                    cache.arithmetic,
+                )
             )
         else:
             kept = cache.kept(tokens)

@@ -5,8 +5,9 @@ Two short traces stand for the whole: prefill of the prompt with the first steps
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from graphmem.timeline.allocator.caching import CachingAllocator
 from graphmem.timeline.allocator.conf import alloc_conf
 from graphmem.timeline.allocator.driver import DeviceMemory
 from graphmem.timeline.allocator.simulate import Request, Simulation, simulate
-from graphmem.timeline.events import Kind, Phase
+from graphmem.timeline.events import Kind, Phase, rounded
+from graphmem.timeline.liveness import alive_after
 from graphmem.tracing.device import Device
 from graphmem.tracing.example_inputs import example_inputs
 from graphmem.tracing.on_meta import light_copy
@@ -67,7 +69,7 @@ class Generated:
     def loaded(self) -> int:
         """Parameters and buffers."""
         return sum(
-            self.first.device.rounding * -(-block.nbytes // self.first.device.rounding)
+            rounded(block.nbytes, self.first.device.rounding)
             for event in self.first.events
             if event.op is None and (block := self.first.blocks[event.block]).kind in ("parameter", "buffer")
         )
@@ -194,7 +196,31 @@ def generated(
     return Generated(settings, device, first, last, name, module, workload, parameters, context, stored)
 
 
-def prefill_bytes(tokens: int, requests: int, found: Generated) -> tuple[int, int]:
+def room_of(found: Generated) -> Callable[[int, int], int | None]:
+    """Bytes left on the GPU by context and requests: prefill traced for one and two requests of each context, affine beyond; None: cannot be traced."""
+    assert found.device.memory is not None
+    free = found.device.memory - found.device.context_size
+
+    @cache
+    def prefill(tokens: int) -> tuple[int, int] | None:
+        """Bytes of one request, and what each further one adds."""
+        try:
+            one, reserved = _prefill_bytes(tokens, 1, found)
+            if reserved > free:  # then more of them do not fit either
+                return reserved, 0
+            two, _ = _prefill_bytes(tokens, 2, found)
+        except GraphmemError:
+            return None
+        return reserved, two - one
+
+    def room(tokens: int, requests: int) -> int | None:
+        known = prefill(tokens)
+        return None if known is None else free - known[0] - (requests - 1) * known[1]
+
+    return room
+
+
+def _prefill_bytes(tokens: int, requests: int, found: Generated) -> tuple[int, int]:
     """(peak of tensors, reserved) of prefilling ``requests`` prompts of ``tokens`` at once, with weights as loaded."""
     settings = replace(found.settings, prompt=tokens, new_tokens=1, batch_size=requests)
     device = replace(found.device, memory=None)
@@ -249,13 +275,9 @@ def _moment(trace: Trace, phase: Phase, step: int) -> Moment:
         if op is not None and (op.phase, op.step) == (phase, step) and total > best:
             best, at = total, position
     kinds: dict[Kind, int] = {}
-    alive: set[int] = set()
-    for event in trace.events[: at + 1]:
-        (alive.add if event.alloc else alive.discard)(event.block)
-    for number in alive:
+    for number in alive_after(trace.events, at):
         block = trace.blocks[number]
-        size = trace.device.rounding * -(-block.nbytes // trace.device.rounding)
-        kinds[block.kind] = kinds.get(block.kind, 0) + size
+        kinds[block.kind] = kinds.get(block.kind, 0) + rounded(block.nbytes, trace.device.rounding)
     op = trace.ops[trace.events[at].op or 0] if at >= 0 else None
     where = ", ".join(part for part in (op.module, op.name, op.line) if part) if op is not None else ""
     return Moment(best, kinds, where)

@@ -9,6 +9,7 @@ from functools import cache, cached_property, partial
 
 from graphmem.config import architectures, named_dtype, text_config
 from graphmem.dtypes import from_torch
+from graphmem.engines.served import layout_of
 from graphmem.engines.shape import Shape, shape_of
 from graphmem.engines.vllm.groups import Pool, pool
 from graphmem.engines.vllm.overhead import Calibrated, graph_estimate, graphs, non_torch, with_context
@@ -18,7 +19,7 @@ from graphmem.engines.vllm.specs import Spec, specs_of
 from graphmem.engines.vllm.versions import Release, Scheduling, release, scheduling
 from graphmem.engines.vllm.weights import Loaded, Lora, loaded
 from graphmem.errors import GraphmemError, nearest
-from graphmem.inference.kv_cache import CacheLayout, NoCache
+from graphmem.inference.kv_cache import CacheLayout
 from graphmem.inference.kv_dtypes import KVDType, kv_dtype_named
 from graphmem.inference.layouts import Attention, LatentAttention
 from graphmem.inspection.model import Model
@@ -291,11 +292,10 @@ def budget(model: Model, device: Device, settings: Serving) -> Budget:
     """A model's budget on a GPU.
 
     Raises:
-        GraphmemError: the settings cannot be; the GPU's memory is not known; the model keeps no cache that can be told.
+        GraphmemError: the settings cannot be; the GPU's memory is not known; the model keeps no cache that can be told (`layout_of`).
     """
     if device.memory is None:
         raise GraphmemError("vLLM makes its pool as large as the GPU allows; add --gpu NAME or --memory SIZE")
-    if isinstance(model.cache, NoCache):
-        raise GraphmemError(f"no cache can be laid out: {model.cache.reason}")
-    shape = shape_of(model, model.cache)
-    return Budget(model, model.cache, shape, cache(partial(loaded, model, shape)), device, settings)
+    layout = layout_of(model)
+    shape = shape_of(model, layout)
+    return Budget(model, layout, shape, cache(partial(loaded, model, shape)), device, settings)

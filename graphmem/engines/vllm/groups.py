@@ -6,7 +6,8 @@ The arithmetic of vllm/v1/core/kv_cache_utils.py (and, for V0, vllm/worker/cache
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from graphmem.engines.vllm.specs import Spec
@@ -59,9 +60,7 @@ class Pool:
 def pool(specs: Sequence[Spec], release: Release) -> Pool:
     """The pool that a release lays out for layers with these specs, in the model's order."""
     specs = _unified(specs, release) if release.v1 else list(specs)
-    buckets: dict[Spec, int] = {}
-    for spec in specs:
-        buckets[spec] = buckets.get(spec, 0) + 1
+    buckets = Counter(specs)
     if len(buckets) <= 1 or not release.v1:
         groups = tuple(Group(spec, count) for spec, count in buckets.items())
         return Pool(groups, len(specs), sum(spec.page for spec in specs))
@@ -74,13 +73,14 @@ def pool(specs: Sequence[Spec], release: Release) -> Pool:
     return Pool(groups, size, size * max(spec.page for spec in buckets))
 
 
-#: A latent is a full attention to vLLM, whose classes say so.
-_FULL = {"full", "mla"}
+def _types(specs: Iterable[Spec]) -> set[str]:
+    """Types of layers; a latent is a full attention to vLLM, whose classes say so."""
+    return {"full" if spec.kind == "mla" else spec.kind for spec in specs}
 
 
 def _unified(specs: Sequence[Spec], release: Release) -> list[Spec]:
     """Pages of one size: smaller ones get more tokens. Where that cannot be, pages are padded, or (before 0.33) every layer is full attention."""
-    kinds = {"full" if spec.kind in _FULL else spec.kind for spec in specs}
+    kinds = _types(specs)
     largest = max((spec.page for spec in specs), default=0)
     if len(kinds) <= 1 or all(spec.page == largest for spec in specs):
         return list(specs)
@@ -92,7 +92,7 @@ def _unified(specs: Sequence[Spec], release: Release) -> list[Spec]:
 
 
 def _is_uniform(buckets: list[Spec], release: Release) -> bool:
-    kinds = {"full" if spec.kind in _FULL else spec.kind for spec in buckets}
+    kinds = _types(buckets)
     padded = kinds == {"state"} and release.since("0.33")  # there, states of two sizes are padded to the larger
     return len(kinds) == 1 and len({spec.page for spec in buckets}) > 1 and release.since("0.11") and not padded
 

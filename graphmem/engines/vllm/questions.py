@@ -9,13 +9,12 @@ from graphmem.engines.vllm.budget import Budget
 from graphmem.errors import GraphmemError
 
 
-def least_utilization(found: Budget, requests: int = 1, tokens: int | None = None) -> float | None:
-    """The smallest ``gpu_memory_utilization``, in hundredths, with which ``requests`` of ``tokens`` (``max_model_len``) fit at once; None: no share does."""
-    length = tokens or found.max_model_len
+def least_utilization(found: Budget) -> float | None:
+    """The smallest ``gpu_memory_utilization``, in hundredths, with which one request of ``max_model_len`` fits; None: no share does."""
 
     def enough(hundredths: int) -> bool:
         tried = found.again(gpu_memory_utilization=hundredths / 100)
-        return tried.available > 0 and tried.left(length, requests) >= 0
+        return tried.available > 0 and tried.left(found.max_model_len, 1) >= 0
 
     least = _first(enough, 1, 100)
     return None if least is None else least / 100

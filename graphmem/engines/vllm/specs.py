@@ -175,13 +175,17 @@ class _Paged:
         )
 
     def _state(self, state: State) -> Spec:
-        channels, kernel = state.convolution or (0, 1)
         own = (
             4 if state.name == "delta attention (KDA)" else self.state_bytes
         )  # model_executor/layers/mamba/mamba_utils.py
-        nbytes = channels // self.tp * (kernel - 1) * self.model_bytes + state.recurrent_elements // self.tp * own
+        nbytes = state.nbytes(self.model_bytes, own, columns_less=1, shards=self.tp)
         shared = f", shared by {self.tp} GPUs" if self.tp > 1 else ""
-        return Spec("state", self.max_model_len, nbytes, arithmetic=state.explained(1, self.model_bytes, own) + shared)
+        return Spec(
+            "state",
+            self.max_model_len,
+            nbytes,
+            arithmetic=state.explained(self.model_bytes, own, columns_less=1) + shared,
+        )
 
 
 def _aligned(specs: list[Spec], paged: _Paged) -> list[Spec]:

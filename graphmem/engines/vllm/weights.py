@@ -20,7 +20,7 @@ from graphmem.errors import UnsupportedError
 from graphmem.inference.layer_kinds import whole
 from graphmem.inspection.model import Model
 from graphmem.parameters.loading import linear_shapes
-from graphmem.parameters.roles import Component
+from graphmem.parameters.roles import NOT_TEXT, Component
 from graphmem.parameters.schemes import Scheme
 from graphmem.parameters.stored import StoredTensor
 from graphmem.parameters.stored_schemes import quantization_of
@@ -308,7 +308,7 @@ def _lora_slots(model: Model, shape: Shape, release: Release, size: int, tp: int
     for tensor in model.tensors:
         role = model.roles[tensor.spec.name]
         linear = linear_shapes(tensor, role) if tensor.spec.dtype.bits >= 16 else None
-        if linear is None or role in ("experts", "vision tower", "audio tower", "projector"):
+        if linear is None or role == "experts" or role in NOT_TEXT:
             continue
         _, out, inp = linear
         slices = _SLICES.get(tensor.spec.module.rpartition(".")[2], 1)
