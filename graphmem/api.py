@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from graphmem.engines.estimate import Estimate
     from graphmem.measuring.measurement import Measurement
+    from graphmem.parallel.run import ParallelRun
     from graphmem.tracing.device import Device
     from graphmem.tracing.trace import Trace
     from graphmem.training.run import TrainingRun
@@ -153,6 +154,14 @@ def train(
     rslora: bool = False,
     virtual_tokens: int | None = None,
     load_in: str | None = None,
+    gpus: int | None = None,
+    dp: int | None = None,
+    fsdp: int | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    cp: int | None = None,
+    ep: int | None = None,
+    parallel: Mapping[str, Any] | None = None,
     loss: Callable[[Any], torch.Tensor] | str = "full",
     compile: bool = False,
     steps: int = 2,
@@ -170,7 +179,7 @@ def train(
     revision: str | None = None,
     token: str | None = None,
     offline: bool = False,
-) -> TrainingRun:
+) -> TrainingRun | ParallelRun:
     """Whether a training run fits, where its memory goes, and what would change it.
 
     A step of the model's own code is traced with the real optimizer, adapters and checkpointing, as in `trace`. The module that is given
@@ -191,6 +200,10 @@ def train(
         adapter: by peft: ``"lora"``, ``"dora"``, ``"ia3"``, ``"prompt"``, ``"prefix"``, ``"p-tuning"``; with rank, alpha, target_modules (names, or
             ``"all-linear"``), adapter_dropout, rslora, virtual_tokens.
         load_in: frozen weights quantized: ``"nf4"``, ``"nf4-double"``, ``"int8"``.
+        gpus: how many; their ranks are laid out by dp (DDP; with fsdp, replicas of its shards), fsdp (FSDP2), tp, pp, cp, ep. One size may be 0,
+            for as many as the others leave over.
+        parallel: settings of the engines: fields of `graphmem.parallel.layout.Parallel`, ``Sharding``, ``Buckets`` and ``Pipeline``, such as
+            ``{"reshard_after_forward": False, "param_dtype": "bfloat16"}``.
         loss: ``loss(output) -> scalar``, or, of a language model, ``"full"``, ``"chunked"`` or ``"fused"``.
         compile: what AOTAutograd's partitioner saves, as under `torch.compile`.
         steps: how many steps in a row; the first creates optimizer states.
@@ -198,7 +211,7 @@ def train(
         batch_size, seq_len, attention, routing, device, gpu, memory, alloc_conf, fold, trust_remote_code, revision, token, offline: as in `trace`.
 
     Returns:
-        A TrainingRun: ``run.peak``, ``run.reserved``, ``run.margin`` (bytes), ``run.fits``, ``run.trace``, ``run.report()``.
+        A TrainingRun, or of several GPUs a ParallelRun: ``run.peak``, ``run.reserved``, ``run.margin`` (bytes), ``run.fits``, ``run.trace``, ``run.report()``.
 
     Raises:
         GraphmemError: with one line that says what is wrong, where, and what to do next.
@@ -206,6 +219,7 @@ def train(
     from graphmem.tracing.targets import Choices, require_torch
 
     require_torch()
+    from graphmem.parallel.layout import parallel_of
     from graphmem.tracing.device import traced_for
     from graphmem.training.adapters import adapter_of
     from graphmem.training.optimizers import optimizer_named
@@ -213,6 +227,7 @@ def train(
     from graphmem.training.settings import Training
 
     parse_alloc_conf(alloc_conf)
+    layout = parallel_of(gpus, {"dp": dp, "fsdp": fsdp, "tp": tp, "pp": pp, "cp": cp, "ep": ep}, parallel or {})
     on = traced_for(device, gpu, memory)
     if isinstance(optimizer, str):
         optimizer_named(optimizer, on.type)  # what cannot be is said before the work begins
@@ -227,7 +242,12 @@ def train(
     )  # fmt: skip
     base = Workload(step="train", loss=function, routing=routing, attention=attention, alloc_conf=alloc_conf, fold=fold)
     choices = Choices(batch_size, seq_len, None, trust_remote_code, Access(revision, token, offline), packed)
-    return trained(Job(target, inputs, training, choices, base, on, gpu is not None))
+    job = Job(target, inputs, training, choices, base, on, gpu is not None)
+    if layout is None:
+        return trained(job)
+    from graphmem.parallel.run import spread_over
+
+    return spread_over(job, layout)
 
 
 def infer(

@@ -28,6 +28,7 @@ LEVELS = [
     {"tracing"},
     {"published"},
     {"training"},
+    {"parallel"},
     {"snapshots"},
     {"measuring"},
     {"inspection"},

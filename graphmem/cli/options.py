@@ -79,6 +79,68 @@ training_options: Callable[[_Command], _Command] = _all(
     click.option("--trust-remote-code", is_flag=True, help="Run the Python code in the model's repository."),
 )  # fmt: skip
 
+
+class Ranks(click.ParamType[int]):
+    """A number of ranks; without one, as many as the others leave over (0)."""
+
+    name = "ranks"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number of ranks", param, ctx)
+        if number < 0:
+            self.fail(f"{number} is no number of ranks", param, ctx)
+        return number
+
+
+class Resharding(click.ParamType[int]):
+    """``true``, ``false``, or a number of ranks."""
+
+    name = "true|false|RANKS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        known = {"true": True, "false": False}
+        if isinstance(value, str) and value.lower() in known:
+            return known[value.lower()]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r}: write true, false, or a number of ranks", param, ctx)
+
+
+def _ranks(name: str, what: str) -> Callable[[_Command], _Command]:
+    return click.option(f"--{name}", type=Ranks(), is_flag=False, flag_value="0", metavar="[RANKS]", help=what)
+
+
+#: Names of the settings among `parallel_options`, as `graphmem.train` takes them in ``parallel``.
+PARALLEL_SETTINGS = (
+    "sequence_parallel", "reshard_after_forward", "param_dtype", "reduce_dtype", "cpu_offload", "bucket_cap_mb", "gradient_as_bucket_view",
+    "schedule", "microbatches",
+)  # fmt: skip
+
+#: gpus, dp, fsdp, tp, pp, cp, ep, and `PARALLEL_SETTINGS`
+parallel_options: Callable[[_Command], _Command] = _all(
+    click.option("--gpus", type=click.IntRange(min=1), help="How many. Sizes below multiply to it; one without a number takes what is left over."),
+    _ranks("dp", "Replicas: DDP; with --fsdp, replicas of its shards (HSDP)."),
+    _ranks("fsdp", "Ranks that FSDP2 shards over."),
+    _ranks("tp", "Tensor-parallel ranks."),
+    _ranks("pp", "Pipeline stages."),
+    _ranks("cp", "Ranks that share a sequence."),
+    _ranks("ep", "Ranks that share the experts; within the data-parallel ones."),
+    click.option("--sequence-parallel", is_flag=True, default=None, help="With --tp: activations between its layers are sharded over the sequence."),
+    click.option("--reshard-after-forward", type=Resharding(), help="Of fully_shard.  [default: true]"),
+    click.option("--param-dtype", metavar="DTYPE", help="Of FSDP2's MixedPrecisionPolicy: what is gathered and computed in."),
+    click.option("--reduce-dtype", metavar="DTYPE", help="Of FSDP2's MixedPrecisionPolicy: what gradients are reduced in."),
+    click.option("--cpu-offload", is_flag=True, default=None, help="FSDP2's CPUOffloadPolicy: shards and optimizer states in host memory."),
+    click.option("--bucket-cap-mb", type=float, help="Of DDP.  [default: 25]"),
+    click.option("--gradient-as-bucket-view", is_flag=True, default=None, help="Of DDP: gradients lie in the buckets."),
+    click.option("--schedule", metavar="NAME", help="Of the pipeline: GPipe, 1F1B, Interleaved1F1B, ….  [default: 1F1B]"),
+    click.option("--microbatches", type=click.IntRange(min=1), help="Of the pipeline, a step; the batch is split into them.  [default: stages]"),
+)  # fmt: skip
+
+
 #: adapter, rank, alpha, target_modules, adapter_dropout, rslora, virtual_tokens, load_in
 adapter_options: Callable[[_Command], _Command] = _all(
     click.option("--adapter", metavar="METHOD", help="By peft: lora, dora, ia3, prompt, prefix, p-tuning. All else is frozen."),

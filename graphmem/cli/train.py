@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from graphmem.cli.options import (
+    PARALLEL_SETTINGS,
     adapter_options,
     allocator_options,
     format_flags,
     output_options,
+    parallel_options,
     source_options,
     training_options,
 )
@@ -24,6 +26,7 @@ from graphmem.errors import GraphmemError
 @click.argument("target")
 @training_options
 @adapter_options
+@parallel_options
 @allocator_options
 @click.option("--fits", "check", is_flag=True, help="Exit with 0 if it fits on --gpu, with 1 if not.")
 @click.option("--compare-rules", is_flag=True, help="Set rules of thumb beside it, with their error.")
@@ -48,6 +51,7 @@ def command(
     \b
     graphmem train openai-community/gpt2 --batch-size 8 --recipe amp-bf16 --gpu "RTX 4090"
     graphmem train microsoft/Phi-3-mini-128k-instruct --recipe bf16 --checkpointing layers --optimizer adamw_bnb_8bit
+    graphmem train meta-llama/Llama-3.1-8B --gpus 8 --fsdp --param-dtype bfloat16 --checkpointing layers --gpu H100
     graphmem train meta-llama/Llama-3.1-8B --adapter lora --rank 16 --load-in nf4 --seq-len 2048 --gpu T4 --fits
     """  # fmt: skip
     chosen = choose_format(format_flags(as_json, as_csv, as_markdown), output, snapshot=True)
@@ -61,6 +65,7 @@ def command(
         from graphmem.tracing.factory import parse_inputs
 
         args, kwargs = parse_inputs(list(inputs))
+        given["parallel"] = {name: given.pop(name) for name in PARALLEL_SETTINGS}
         run = train(target, *args, *([kwargs] if kwargs else []), gpu=gpu, memory=memory, fold=not no_fold, **given)
         found = run.report(by, top, compare_rules) if chosen != "snapshot" else None
     if found is None:

@@ -94,9 +94,9 @@ def _block(block: BlockState, stacks: _Stacks) -> dict[str, Any]:
 def _history(trace: Trace, found: Simulation, stacks: _Stacks) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
 
-    def add(action: str, address: int, size: int, frames: list[dict[str, Any]], key: str = "addr") -> None:
+    def add(action: str, address: int, size: int, frames: list[dict[str, Any]], stream: int, key: str = "addr") -> None:
         entries.append(
-            {"action": action, key: address, "size": size, "stream": 0, "time_us": len(entries), "frames": frames}
+            {"action": action, key: address, "size": size, "stream": stream, "time_us": len(entries), "frames": frames}
         )
 
     freed_by = {event.block: event.op for event in trace.events if not event.alloc}
@@ -106,21 +106,28 @@ def _history(trace: Trace, found: Simulation, stacks: _Stacks) -> list[dict[str,
     address: dict[int, int] = {}
     for index, request in enumerate(trace.requests):
         while segment is not None and segment[0] == index:
-            action, where, size, _ = segment[1]
-            add(action, where, size, [])
+            action, where, size, stream = segment[1]
+            add(action, where, size, [], stream)
             segment = next(segments)
         died = found.out_of_memory
         if died is not None and died.request == index:
             free = max((trace.device.memory or 0) - died.reserved - trace.device.context_size, 0)
-            add("oom", free, round_size(request.nbytes, found.conf), stacks.of_block(request.block), "device_free")
+            add(
+                "oom",
+                free,
+                round_size(request.nbytes, found.conf),
+                stacks.of_block(request.block),
+                request.stream,
+                "device_free",
+            )
             break
         if request.action == "alloc":
             address[request.block] = found.addresses[index]
-            add("alloc", found.addresses[index], request.nbytes, stacks.of_block(request.block))
+            add("alloc", found.addresses[index], request.nbytes, stacks.of_block(request.block), request.stream)
         elif request.action == "free":
-            where, size = address.pop(request.block), blocks[request.block].nbytes
+            where, freed = address.pop(request.block), blocks[request.block]
             for action in ("free_requested", "free_completed"):
-                add(action, where, size, stacks.of_op(freed_by.get(request.block)))
+                add(action, where, freed.nbytes, stacks.of_op(freed_by.get(request.block)), freed.stream)
     return entries
 
 

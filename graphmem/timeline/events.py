@@ -41,6 +41,8 @@ class Block:
     dtype: str
     #: The parameter's, buffer's or input's name; what a library's workspace is for; else empty.
     name: str = ""
+    #: The CUDA stream that was current, from 0, the default one: the allocator keeps a pool for each.
+    stream: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ class ValueRef:
     """Where an argument of an operation was a tensor: its index in ``Trace.values``."""
 
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Where an argument of an operation was a process group: its name, and how many ranks it has."""
+
+    name: str
+    size: int
 
 
 def refs_in(value: Any) -> list[int]:

@@ -61,7 +61,7 @@ def requests_of(trace: Trace) -> list[Request]:
         if index < first:
             continue
         if event.alloc:
-            found.append(Request("alloc", event.block, blocks[event.block].nbytes))
+            found.append(Request("alloc", event.block, blocks[event.block].nbytes, blocks[event.block].stream))
         elif event.block not in flat:
             found.append(Request("free", event.block))
     if next_emptied >= 0:

@@ -26,18 +26,26 @@ class Held(weakref.ref):  # type: ignore[type-arg]
 class BlockDraft:
     """A block while the step runs: what it is may still turn out."""
 
-    __slots__ = ("dtype", "holders", "kind", "module", "name", "nbytes", "op", "shape")
+    __slots__ = ("dtype", "holders", "kind", "module", "name", "nbytes", "op", "shape", "stream")
 
     def __init__(
-        self, nbytes: int, kind: Kind, op: int | None, module: str, shape: tuple[int, ...], dtype: str, name: str
+        self,
+        nbytes: int,
+        kind: Kind,
+        op: int | None,
+        module: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        name: str,
+        stream: int,
     ) -> None:
         self.nbytes, self.kind, self.op, self.module = nbytes, kind, op, module
-        self.shape, self.dtype, self.name = shape, dtype, name
+        self.shape, self.dtype, self.name, self.stream = shape, dtype, name, stream
         #: Storages that share it: an operation that eager runs in place has two on meta.
         self.holders = 1
 
     def finished(self) -> Block:
-        return Block(self.nbytes, self.kind, self.op, self.module, self.shape, self.dtype, self.name)
+        return Block(self.nbytes, self.kind, self.op, self.module, self.shape, self.dtype, self.name, self.stream)
 
 
 class CallDraft:

@@ -24,6 +24,8 @@ class Ledger:
         #: Values of the start state (parameters, buffers, inputs), by name.
         self.placeholders: dict[str, int] = {}
         self.op: int | None = None
+        #: The CUDA stream that is current.
+        self.stream = 0
         #: Where ``torch.cuda.empty_cache()`` was called: before these events.
         self.emptied_at: list[int] = []
         self._known = known
@@ -39,6 +41,10 @@ class Ledger:
     def close(self) -> None:
         """The step is over: what Python drops from here on is not part of it."""
         self._closed = True
+
+    def stream_entered(self, stream: int) -> None:
+        """What is allocated from now on comes from this stream's pool."""
+        self.stream = stream
 
     def cache_emptied(self) -> None:
         """The code called ``torch.cuda.empty_cache()``."""
@@ -107,7 +113,7 @@ class Ledger:
     def _allocate(self, nbytes: int, kind: Kind, module: str, tensor: torch.Tensor | None, name: str = "") -> int:
         shape = tuple(tensor.shape) if tensor is not None else ()
         dtype = _dtype_name(tensor.dtype) if tensor is not None else "uint8"
-        self.blocks.append(BlockDraft(nbytes, kind, self.op, module, shape, dtype, name))
+        self.blocks.append(BlockDraft(nbytes, kind, self.op, module, shape, dtype, name, self.stream))
         self.events.append(Event(True, len(self.blocks) - 1, self.op))
         return len(self.blocks) - 1
 

@@ -36,8 +36,8 @@ class Watch:
     def forward_over(self, output: Any, loss: Any) -> None:
         """Forward and loss are there, backward has not begun."""
 
-    def updated(self, optimizer: Any) -> None:
-        """The optimizer has stepped."""
+    def updated(self, optimizer: Any, parameters: list[torch.nn.Parameter]) -> None:
+        """The optimizer has stepped; gradients are still there, unless it drops them."""
 
     def over(self, held: tuple[Any, ...]) -> None:
         """All is done; output, loss and optimizer are still held, as in the user's loop."""
@@ -121,7 +121,7 @@ def _steps(
 
             watch.enter("optimizer")
             optimizer.step(closure)
-        watch.updated(optimizer)
+        watch.updated(optimizer, parameters)
     watch.over((output, loss, optimizer))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch._library.custom_ops import OPDEFS
 
+from graphmem.tracing.collectives import communicates
 from graphmem.tracing.device import Device
 from graphmem.tracing.known import SHAPE_ONLY, tensors_in
 from graphmem.tracing.rules.registry import Registry, Rule
@@ -18,6 +19,7 @@ class Operator:
     __slots__ = (
         "_written",
         "body",
+        "communicates",
         "composite",
         "data",
         "detaches",
@@ -63,8 +65,9 @@ class Operator:
         self.detaches = self.name == "aten.detach.default"
         #: Whether its result follows from the geometry of its arguments: no view, nothing that changes a storage's size.
         self.repeats = not self.view and not any(
-            mark in self.name for mark in ("resize", "set_", ".out", "_out", "lift")
+            mark in self.name for mark in ("resize", "set_", ".out", "_out", "lift", "c10d.")
         )
+        self.communicates = communicates(self.name)
 
     def mutated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors among the arguments that it writes to."""

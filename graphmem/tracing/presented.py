@@ -57,6 +57,7 @@ class Presented(TorchFunctionMode):
         registry: Registry,
         storage_resized: Callable[[torch.UntypedStorage], None],
         cache_emptied: Callable[[], None],
+        stream_entered: Callable[[int], None],
     ) -> None:
         super().__init__()
         self._device = device
@@ -64,7 +65,11 @@ class Presented(TorchFunctionMode):
         self._rules = {rule.target: rule.apply for rule in registry.of("call", device.type).values()}
         self._constructors = frozenset(_device_constructors()) - set(_FROM_DATA)
         self.autocast = Autocast(device.type)
-        self._storage_resized, self._cache_emptied = storage_resized, cache_emptied
+        self._storage_resized, self._cache_emptied, self._stream_entered = (
+            storage_resized,
+            cache_emptied,
+            stream_entered,
+        )
         self._answers = self._own_answers()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -159,7 +164,7 @@ class Presented(TorchFunctionMode):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.autocast.available())
             if self._device.type == "cuda":
-                stack.enter_context(cuda_answers(self._device, self._cache_emptied))
+                stack.enter_context(cuda_answers(self._device, self._cache_emptied, self._stream_entered))
             for module, name in _OVERRIDE_CHECKS:
                 stack.enter_context(replaced(module, name, _overridden_by_a_subclass))
             # Hooks run where this mode is not active and see meta; checkpointing compares what they saw with what it sees.

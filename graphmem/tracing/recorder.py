@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphmem.timeline.events import Phase, ValueRef
 from graphmem.tracing.autocast import Autocast
+from graphmem.tracing.collectives import tensors_of, written
 from graphmem.tracing.device import Device
 from graphmem.tracing.drafts import CallDraft
 from graphmem.tracing.known import KnownValues, tensors_in
@@ -74,6 +75,8 @@ class Recorder(TorchDispatchMode):
     # -- one call -------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a DTensor makes operations on the rank's own tensors of it, and those are recorded
         with torch._C.DisableTorchFunction():
             return self._dispatch(func, args, kwargs or {})
 
@@ -104,6 +107,9 @@ class Recorder(TorchDispatchMode):
             self._forget(call)
             raise
         self._account(operator, args, kwargs, result, call, shared)
+        if operator.communicates:
+            for tensor, kind in tensors_of(operator.name, args, kwargs, result):
+                self.ledger.mark_temporary(tensor, kind)
         if operator.mutates:
             for tensor in inputs:
                 if tensor.device.type == "meta":
@@ -157,6 +163,8 @@ class Recorder(TorchDispatchMode):
             return type(value)([self._argument(item) for item in value])
         if isinstance(value, torch.UntypedStorage):
             return "storage"  # of `Tensor.set_`: to keep it would keep its memory
+        if isinstance(value, torch.ScriptObject):
+            return written(value)
         return value
 
     def _run(
@@ -234,7 +242,7 @@ class Recorder(TorchDispatchMode):
             )
         else:
             self._perform(steps_of(scratch, len(outputs)), scratch, outputs, shared, call)
-        if call.node == "AccumulateGrad":
+        if call.node == "AccumulateGrad" and not operator.name.endswith(".out"):  # DDP's copy into its bucket
             self._gradients(outputs)
 
     def _owners(self, operator: Operator, args: tuple[Any, ...], call: CallDraft, count: int) -> list[str]:

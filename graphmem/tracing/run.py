@@ -14,6 +14,7 @@ from graphmem.tracing.folding.fold import folded
 from graphmem.tracing.on_meta import Twins, map_tensors, module_on_meta
 from graphmem.tracing.step import Inputs, trace_step
 from graphmem.tracing.trace import Trace
+from graphmem.tracing.world import World
 from graphmem.workload import Workload
 
 
@@ -24,8 +25,11 @@ def trace_module(
     workload: Workload,
     device: Device,
     target: str = "",
+    world: World | None = None,
 ) -> Trace:
     """Trace ``module(*args, **kwargs)``. Neither the module nor the inputs are changed; weights are not read.
+
+    ``world``: the ranks it is spread over; the trace is one rank's.
 
     Raises:
         TargetError: ``module`` is no module.
@@ -38,7 +42,7 @@ def trace_module(
     def traced(module: torch.nn.Module) -> Trace:
         # Every run has a copy of its own: models install hooks and fill caches when they are first called.
         copy, inputs = _on_meta(module, args, kwargs)
-        return trace_step(copy, inputs, workload, device, target)
+        return trace_step(copy, inputs, workload, device, target, world)
 
     def glanced(module: torch.nn.Module) -> Trace:
         copy, inputs = _on_meta(module, args, kwargs)

@@ -29,6 +29,7 @@ from graphmem.tracing.rules import REGISTRY
 from graphmem.tracing.saved import nodes_of, saved_tensors
 from graphmem.tracing.source import raised_at, render
 from graphmem.tracing.trace import Trace
+from graphmem.tracing.world import World, local
 from graphmem.workload import Workload
 
 
@@ -50,8 +51,15 @@ class Inputs:
         return found
 
 
-def trace_step(module: torch.nn.Module, inputs: Inputs, workload: Workload, device: Device, target: str) -> Trace:
-    """Trace a module that is on meta already.
+def trace_step(
+    module: torch.nn.Module,
+    inputs: Inputs,
+    workload: Workload,
+    device: Device,
+    target: str,
+    world: World | None = None,
+) -> Trace:
+    """Trace a module that is on meta already; of a ``world``, the part of one rank.
 
     Raises:
         StepError: the module's own code, the loss or the optimizer raised; says where.
@@ -59,10 +67,17 @@ def trace_step(module: torch.nn.Module, inputs: Inputs, workload: Workload, devi
     """
 
     def run(recorder: Recorder) -> None:
+        called = module
+        if world is not None:
+            with _disable_current_modes():
+                world.spread(module)
         start_state(recorder, module, inputs)
-        run_steps(module, inputs.args, inputs.kwargs, workload, _Recorded(recorder))
+        if world is not None:
+            called = world.wrapped(module)
+        run_steps(called, inputs.args, inputs.kwargs, workload, _Recorded(recorder))
 
-    recorder = record(run, device, module, workload.routing)
+    with world.entered(device.type) if world is not None else contextlib.nullcontext():
+        recorder = record(run, device, module, workload.routing)
     settings = settings_of(workload, module, inputs, device)
     return replace(finished(recorder, target, settings), modules=class_names(module), alloc_conf=workload.alloc_conf)
 
@@ -88,8 +103,9 @@ class _Recorded(Watch):
         if loss is not None:
             self._recorder.ledger.mark_alive("activation")
 
-    def updated(self, optimizer: Any) -> None:
+    def updated(self, optimizer: Any, parameters: list[torch.nn.Parameter]) -> None:
         mark_states(self._recorder, optimizer)
+        mark_gradients(self._recorder, parameters)
 
     def over(self, held: tuple[Any, ...]) -> None:
         self._recorder.ledger.close()
@@ -126,7 +142,8 @@ def record(
 def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     """The recorder, the presented device and the module stack, active; all of it undone afterwards."""
     _import_dynamo()
-    presented = Presented(device, REGISTRY, recorder.ledger.resized, recorder.ledger.cache_emptied)
+    ledger = recorder.ledger
+    presented = Presented(device, REGISTRY, ledger.resized, ledger.cache_emptied, ledger.stream_entered)
     recorder.autocast = presented.autocast
     with (
         torch.random.fork_rng(devices=[]), _no_cycle_collection(), emptied_caches(recorder.modules.classes), presented.patched(),
@@ -157,9 +174,9 @@ def start_state(recorder: Recorder, module: torch.nn.Module, inputs: Inputs) -> 
     """Tell the recorder what is on the device before the step: parameters, buffers, inputs."""
     with unrecorded():
         for name, parameter in module.named_parameters():
-            recorder.ledger.start_with(parameter, name, "parameter", name.rpartition(".")[0])
+            recorder.ledger.start_with(local(parameter), name, "parameter", name.rpartition(".")[0])
         for name, buffer in module.named_buffers():
-            recorder.ledger.start_with(buffer, name, "buffer", name.rpartition(".")[0])
+            recorder.ledger.start_with(local(buffer), name, "buffer", name.rpartition(".")[0])
         for name, tensor in inputs.named():
             recorder.ledger.start_with(tensor, name, "activation", "")
         for tensor in [*module.buffers(), *(tensor for _, tensor in inputs.named())]:
@@ -192,9 +209,17 @@ def mark_states(recorder: Recorder, optimizer: Any) -> None:
         for owner, state in getattr(optimizer, "state", {}).items():
             parameter = owner if isinstance(owner, torch.Tensor) else None
             for tensor in tensors_in(list(state.values()) if isinstance(state, dict) else state):
-                recorder.ledger.mark(tensor, "optimizer", parameter)
+                recorder.ledger.mark(local(tensor), "optimizer", local(parameter))
         for tensor in getattr(optimizer, "gradients", ()):  # fp32 ones, beside those of 16-bit parameters
             recorder.ledger.mark(tensor, "gradient")
+
+
+def mark_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> None:
+    """Gradients that an engine put in place itself, where autograd accumulated into another tensor."""
+    with unrecorded():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                recorder.ledger.mark(local(parameter.grad), "gradient", local(parameter))
 
 
 def cache_tensors(output: Any) -> list[torch.Tensor]:

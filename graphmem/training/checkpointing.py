@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from graphmem.errors import GraphmemError, nearest
+from graphmem.tracing.layers import stacks_of
 
 #: The ways that ``--checkpointing`` names; ``every-K`` stands for a number.
 WAYS = ("model", "layers", "every-K", "sqrt", "selective")
@@ -54,30 +55,18 @@ def checkpointed(module: nn.Module, way: str, save: Sequence[str] = ()) -> str:
 
 
 def layers_of(module: nn.Module) -> list[list[nn.Module]]:
-    """The outermost lists of two or more layers of one class, in which models keep what they repeat.
+    """Its stacks of layers.
 
     Raises:
         GraphmemError: there is none.
     """
-    found: list[tuple[str, list[nn.Module]]] = []
-    for path, child in module.named_modules():
-        if not isinstance(child, nn.ModuleList | nn.Sequential) or any(
-            path.startswith(f"{outer}.") for outer, _ in found
-        ):
-            continue
-        layers = list(child)
-        if (
-            len(layers) > 1
-            and any(layer.parameters() for layer in layers)
-            and len({type(layer) for layer in layers}) == 1
-        ):
-            found.append((path, layers))
+    found = [layers for _, layers in stacks_of(module)]
     if not found:
         raise GraphmemError(
             f"checkpointing: {type(module).__name__} has no list of layers of one class (nn.ModuleList) to checkpoint; "
             "call torch.utils.checkpoint in its forward"
         )
-    return [layers for _, layers in found]
+    return found
 
 
 def _flat(stacks: list[list[nn.Module]]) -> list[nn.Module]:

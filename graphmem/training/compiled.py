@@ -358,7 +358,7 @@ def compiled(
             for position, tensor in zip(positions, tensors, strict=True):
                 values[position] = tensor
             inputs, named = pytree.tree_unflatten(values, spec)
-            presented = Presented(device, REGISTRY, lambda storage: None, lambda: None)
+            presented = Presented(device, REGISTRY, lambda storage: None, lambda: None, lambda stream: None)
             with _as_compiling(), presented.patched(), presented, (precision or contextlib.nullcontext)():
                 return finish(self.module(*inputs, **named))
 

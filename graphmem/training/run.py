@@ -16,6 +16,7 @@ from graphmem.tracing.loop import default_loss
 from graphmem.tracing.run import trace_module
 from graphmem.tracing.targets import Choices, resolve
 from graphmem.tracing.trace import Trace
+from graphmem.tracing.world import World
 from graphmem.training.laid import paged_bytes
 from graphmem.training.optimizers import Chosen, roles_of
 from graphmem.training.prepare import Maker, inputs_in, prepared, workload_of
@@ -41,6 +42,8 @@ class Job:
     device: Device
     #: Whether the device is a GPU that was named.
     gpu: bool = False
+    #: The ranks it is spread over; None: one GPU.
+    world: World | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,7 +162,7 @@ def trained(job: Job) -> TrainingRun:
         said.append(
             "compiled: what is saved is AOTAutograd's choice; elementwise work is fused as inductor's main rules have it"
         )
-    trace = trace_module(traced_as, given, named, workload, job.device, name)
+    trace = trace_module(traced_as, given, named, workload, job.device, name, job.world)
     maker = workload.optimizer
     assert isinstance(maker, Maker)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -146,7 +146,12 @@ class _Replica:
                 if value not in self._value_born:
                     unit = self._units[index]
                     block = self._trace.values[value].block
-                    if unit is None and len(op.outputs) > 1 and block is not None:
+                    # A view that is made of a layer's parameter outside of the layer is the layer's.
+                    if (
+                        unit is None
+                        and block is not None
+                        and (len(op.outputs) > 1 or self._trace.blocks[block].op is None)
+                    ):
                         unit = self._stack.unit_of(self._trace.blocks[block].module)
                     self._value_born[value] = self._next("value", passes[index], unit)
             spread = self._spread(index)

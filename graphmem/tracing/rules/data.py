@@ -235,3 +235,16 @@ def to_copy(call: OpCall, values: Values) -> Any:
         values.assume("data copied to the host is taken as zeros")
         real = torch.zeros(tensor.shape, dtype=call.kwargs.get("dtype") or tensor.dtype)
     return real
+
+
+@rule("data", "aten.copy_.default")
+def copied_to_host(call: OpCall, values: Values) -> Any:
+    """A tensor in host memory takes a device tensor's values, as far as they are known."""
+    target, source = call.args[:2]
+    if target.device.type == "meta" or source.device.type != "meta":
+        return NotImplemented
+    real = values.known.of(source)
+    if real is None:
+        values.assume("values copied to a tensor in host memory are taken as they were there")
+        return target
+    return target.copy_(real)

@@ -1,0 +1,46 @@
+"""FSDP2: PyTorch's own `fully_shard`, a layer at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from graphmem.errors import GraphmemError
+from graphmem.parallel.layout import Sharding
+from graphmem.tracing.layers import stacks_of
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, settings: Sharding) -> None:
+    """Shard a module over a mesh in place, each of its layers and then what is left, as PyTorch's FSDP2 tutorial does.
+
+    ``mesh``: of one dimension, or of two (HSDP: replicas, shards).
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+    given: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=_dtype(settings.param_dtype), reduce_dtype=_dtype(settings.reduce_dtype)
+        ),
+    }
+    if settings.cpu_offload:
+        given["offload_policy"] = CPUOffloadPolicy()
+    for _, layers in stacks_of(module):
+        for layer in layers:
+            fully_shard(layer, reshard_after_forward=settings.reshard_after_forward, **given)
+    # The root keeps its parameters after forward unless told otherwise: backward begins with them.
+    root: Any = fully_shard(module, **given)
+    # As its first forward would: views of shards only. Here, they belong to their layers and not to the root that loops over them.
+    root._get_fsdp_state()._lazy_init()
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise GraphmemError(f"{name!r} is no floating-point dtype of torch; use bfloat16, float16 or float32")
+    return dtype

@@ -1,0 +1,169 @@
+"""How ranks are laid out: the sizes of every kind of parallelism, checked against each other, and the engine's settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from graphmem.errors import GraphmemError, nearest
+
+Schedule = Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"]
+#: Dimensions of the mesh, outermost first: neighbouring ranks share a tensor-parallel group, as in torchtitan and Megatron.
+DIMENSIONS = ("pp", "dp", "fsdp", "cp", "tp")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Settings of `torch.distributed.fsdp.fully_shard`, by its own names."""
+
+    #: True: parameters are dropped after forward and gathered again for backward; False: kept; a number: resharded to as many ranks.
+    reshard_after_forward: bool | int = True
+    #: torch's names of dtypes in ``MixedPrecisionPolicy``; None: as the parameters are.
+    param_dtype: str | None = None
+    reduce_dtype: str | None = None
+    #: ``CPUOffloadPolicy``: shards, gradients and optimizer states lie in host memory.
+    cpu_offload: bool = False
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Settings of `torch.nn.parallel.DistributedDataParallel`, by its own names."""
+
+    bucket_cap_mb: float = 25
+    gradient_as_bucket_view: bool = False
+    static_graph: bool = False
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Settings of a pipeline: its schedule (`torch.distributed.pipelining.schedules`), and stages a rank."""
+
+    schedule: Schedule = "1F1B"
+    microbatches: int | None = None
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Ranks of each kind; their product is the number of GPUs. Expert parallelism lies within the data-parallel ranks."""
+
+    #: Replicas: DDP, or, with ``fsdp``, the outer dimension of HSDP.
+    dp: int = 1
+    #: Ranks that parameters, gradients and states are sharded over by FSDP2.
+    fsdp: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    #: Activations between tensor-parallel layers are sharded over the sequence.
+    sequence_parallel: bool = False
+    sharding: Sharding = field(default_factory=Sharding)
+    buckets: Buckets = field(default_factory=Buckets)
+    pipeline: Pipeline = field(default_factory=Pipeline)
+
+    def __post_init__(self) -> None:
+        for name in (*DIMENSIONS, "ep"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise GraphmemError(f"{name} {size!r}: a number of ranks, 1 or more")
+        if self.pipeline.schedule not in get_args(Schedule):
+            raise GraphmemError(
+                f"schedule {self.pipeline.schedule!r}: {nearest(self.pipeline.schedule, get_args(Schedule))}"
+            )
+        if self.sequence_parallel and self.tp == 1:
+            raise GraphmemError("sequence-parallel: is about activations between tensor-parallel layers; add --tp")
+        if self.ep > 1 and self.data % self.ep:
+            raise GraphmemError(
+                f"ep {self.ep} does not divide the {self.data} data-parallel ranks (dp {self.dp} × fsdp {self.fsdp} × cp {self.cp}) that experts are spread over"
+            )
+        resharded = self.sharding.reshard_after_forward
+        if not isinstance(resharded, bool) and (resharded < 1 or self.shards % resharded):
+            raise GraphmemError(
+                f"reshard-after-forward {resharded} does not divide the {self.shards} ranks of a shard group"
+            )
+
+    @property
+    def gpus(self) -> int:
+        return math.prod(getattr(self, name) for name in DIMENSIONS)
+
+    @property
+    def data(self) -> int:
+        """Ranks that see data of their own, or another part of the same sequence."""
+        return self.dp * self.fsdp * self.cp
+
+    @property
+    def shards(self) -> int:
+        """Ranks that FSDP2 shards over: those of context parallelism hold the same parameters, and shard them too (torchtitan)."""
+        return self.fsdp * self.cp if self.fsdp > 1 or self.cp > 1 else 1
+
+    @property
+    def words(self) -> str:
+        """``8 GPUs: fsdp 4 × tp 2``."""
+        sizes = [f"{name} {getattr(self, name)}" for name in DIMENSIONS if getattr(self, name) > 1]
+        return (
+            f"{self.gpus:,} GPUs"
+            + (f": {' × '.join(sizes)}" if sizes else "")
+            + (f", ep {self.ep}" if self.ep > 1 else "")
+        )
+
+
+#: Written for a size: as many ranks as the others leave over.
+REST = 0
+
+
+def parallel_of(gpus: int | None, sizes: Mapping[str, int | None], settings: Mapping[str, Any]) -> Parallel | None:
+    """The layout of ``gpus`` ranks; None where none is asked for.
+
+    Args:
+        sizes: of the dimensions and ``ep``; `REST` takes what the others leave over.
+        settings: fields of `Parallel`, `Sharding`, `Buckets` and `Pipeline`; None: not given.
+
+    Raises:
+        GraphmemError: sizes that do not multiply to the number of GPUs, or settings there are none of; names the numbers.
+    """
+    chosen = {name: size for name, size in sizes.items() if size is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if gpus is None and not chosen:
+        if given:
+            raise GraphmemError(
+                f"{next(iter(given)).replace('_', '-')}: is about several GPUs; add --gpus with --fsdp, --dp, --tp or --pp"
+            )
+        return None
+    return Parallel(**_factored(gpus, chosen), **_placed(given))
+
+
+def _factored(gpus: int | None, sizes: dict[str, int]) -> dict[str, Any]:
+    """Sizes with numbers, whose product is the number of GPUs."""
+    rest = [name for name, size in sizes.items() if size == REST]
+    if len(rest) > 1:
+        raise GraphmemError(f"{' and '.join(rest)} both without a number: give one of them a size")
+    factors = {name: size for name, size in sizes.items() if name in DIMENSIONS and size != REST}
+    known = math.prod(factors.values())
+    said = " × ".join(f"{name} {size}" for name, size in factors.items())
+    if gpus is None:
+        if rest:
+            raise GraphmemError(f"{rest[0]} without a number takes the GPUs that are left over; add --gpus")
+        return sizes
+    if known < 1 or gpus % known:
+        raise GraphmemError(f"gpus {gpus}: {said} = {known} does not divide it")
+    if rest:
+        return {**sizes, rest[0]: gpus // known}
+    if gpus != known:
+        left = gpus // known
+        raise GraphmemError(
+            f"gpus {gpus}: {said or 'no dimension'} makes {known}; say what the other factor of {left} is: --fsdp {left}, --dp {left}, --tp, --pp"
+        )
+    return sizes
+
+
+def _placed(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings by the part they are fields of."""
+    parts: dict[str, Any] = {"sharding": Sharding, "buckets": Buckets, "pipeline": Pipeline}
+    known = {entry.name: part for part, kind in parts.items() for entry in fields(kind)}
+    own = {entry.name for entry in fields(Parallel)} - {*DIMENSIONS, "ep", *parts}
+    for name in given:
+        if name not in known and name not in own:
+            raise GraphmemError(f"parallel setting {name!r}: {nearest(name, sorted([*known, *own]))}")
+    placed = {part: kind(**{k: v for k, v in given.items() if known.get(k) == part}) for part, kind in parts.items()}
+    return {**{k: v for k, v in given.items() if k in own}, **placed}

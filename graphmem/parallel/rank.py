@@ -1,0 +1,56 @@
+"""One rank of a layout: the meshes it lies in, and its part of a module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from graphmem.parallel.ddp import replicated
+from graphmem.parallel.fake_world import fake_world
+from graphmem.parallel.fsdp import shard
+from graphmem.parallel.layout import DIMENSIONS, Parallel
+
+#: Enters a default process group of so many ranks, seen from one of them.
+Enter = Callable[[int, int], contextlib.AbstractContextManager[None]]
+
+
+@dataclass
+class Rank:
+    """A rank, as `tracing.world.World` has it. ``enter``: where its process groups come from; nothing is sent in a fake world."""
+
+    parallel: Parallel
+    number: int = 0
+    enter: Enter = fake_world
+    #: Process group → its dimension, and how many ranks it has.
+    groups: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def entered(self, device: str) -> Iterator[None]:
+        with self.enter(self.parallel.gpus, self.number):
+            sizes = tuple(getattr(self.parallel, name) for name in DIMENSIONS)
+            self._mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
+            for name, size in zip(DIMENSIONS, sizes, strict=True):
+                self.groups[self._mesh[name].get_group().group_name] = name, size
+            yield
+
+    def spread(self, module: nn.Module) -> None:
+        if self.parallel.shards > 1:
+            shard(module, self._shard_mesh(), self.parallel.sharding)
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        if self.parallel.dp > 1 and self.parallel.shards == 1:
+            return replicated(module, self._mesh["dp"].get_group(), self.parallel.buckets)
+        return module
+
+    def _shard_mesh(self) -> DeviceMesh:
+        """Of FSDP2's shards, with replicas of them as the outer dimension where there are any."""
+        parallel, mesh = self.parallel, self._mesh
+        if parallel.cp > 1:  # ranks that share a sequence hold the same parameters, and shard them too
+            flat = mesh["fsdp", "cp"]._flatten("fsdp_cp")
+            self.groups[flat.get_group().group_name] = "fsdp × cp", parallel.shards
+        name = "fsdp" if parallel.cp == 1 else "fsdp_cp"
+        return mesh[name] if parallel.dp == 1 else mesh["dp", name]

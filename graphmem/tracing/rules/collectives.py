@@ -1,0 +1,41 @@
+"""Collectives whose fake does less than a real one."""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache
+from typing import Any
+
+import torch
+
+from graphmem.tracing.rules.registry import OpCall, rule
+
+
+@cache
+def _done() -> Any:
+    """Work that is done; one for all calls, since C++ does not keep the Python half of an object of its own. It keeps no tensor."""
+    from torch._C._distributed_c10d import Work
+
+    class Done(Work):
+        tensors: tuple[weakref.ref[torch.Tensor], ...] = ()
+
+        def wait(self, timeout: Any = None) -> bool:
+            return True
+
+        def is_completed(self) -> bool:
+            return True
+
+        def get_future(self) -> Any:
+            future: Any = torch.futures.Future()
+            future.set_result([tensor() for tensor in self.tensors])
+            return future
+
+    return Done()
+
+
+@rule("output", "c10d.allreduce_.default", source="torch/csrc/distributed/c10d/FakeProcessGroup.hpp, FakeWork")
+def all_reduce(call: OpCall) -> tuple[list[torch.Tensor], Any]:
+    """The reducer of DDP takes the reduced tensors from the work's future, which a fake process group leaves empty."""
+    tensors, work = call.args[0], _done()
+    work.tensors = tuple(weakref.ref(tensor) for tensor in tensors)
+    return tensors, work.boxed()

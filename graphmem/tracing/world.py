@@ -1,0 +1,26 @@
+"""One rank of many: what a step needs to know of the ranks around it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+
+class World(Protocol):
+    """The ranks a step runs among, seen from one of them."""
+
+    def entered(self, device: str) -> AbstractContextManager[None]:
+        """Process groups between ``cuda`` or ``cpu`` devices are there, for as long as this lasts."""
+
+    def spread(self, module: torch.nn.Module) -> None:
+        """Make a module the rank's part of it, in place: as it is when training begins."""
+
+    def wrapped(self, module: torch.nn.Module) -> torch.nn.Module:
+        """What is called instead of the module, and allocates buffers of its own."""
+
+
+def local(tensor: Any) -> Any:
+    """A rank's own part of a `DTensor`; anything else as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
