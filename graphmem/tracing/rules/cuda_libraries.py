@@ -13,9 +13,14 @@ _AMPERE, _HOPPER = 4096 * 1024 * 2 + 16 * 1024 * 8, 32 * 2**20
 _LT = 2**20
 
 
-def _cublas(device: Device) -> tuple[tuple[str, int], ...]:
+def cublas_workspace(device: Device) -> int:
+    """Bytes of a handle's workspace, unless ``CUBLAS_WORKSPACE_CONFIG`` says otherwise."""
     large = device.capability[0] == 9 or (device.capability[0] in (10, 12) and device.torch >= (2, 12))
-    return (("cuBLAS", _HOPPER if large else _AMPERE),)
+    return _HOPPER if large else _AMPERE
+
+
+def _cublas(device: Device) -> tuple[tuple[str, int], ...]:
+    return (("cuBLAS", cublas_workspace(device)),)
 
 
 @rule(
