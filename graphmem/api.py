@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from graphmem.engines.estimate import Estimate
     from graphmem.measuring.measurement import Measurement
+    from graphmem.parallel.megatron.run import MegatronRun
     from graphmem.parallel.run import ParallelRun
+    from graphmem.parallel.zero_run import ZeroRun
     from graphmem.tracing.device import Device
     from graphmem.tracing.trace import Trace
     from graphmem.training.run import TrainingRun
@@ -154,6 +156,8 @@ def train(
     rslora: bool = False,
     virtual_tokens: int | None = None,
     load_in: str | None = None,
+    engine: str | None = None,
+    zero: int | None = None,
     gpus: int | None = None,
     dp: int | None = None,
     fsdp: int | None = None,
@@ -179,7 +183,7 @@ def train(
     revision: str | None = None,
     token: str | None = None,
     offline: bool = False,
-) -> TrainingRun | ParallelRun:
+) -> TrainingRun | ParallelRun | ZeroRun | MegatronRun:
     """Whether a training run fits, where its memory goes, and what would change it.
 
     A step of the model's own code is traced with the real optimizer, adapters and checkpointing, as in `trace`. The module that is given
@@ -200,10 +204,13 @@ def train(
         adapter: by peft: ``"lora"``, ``"dora"``, ``"ia3"``, ``"prompt"``, ``"prefix"``, ``"p-tuning"``; with rank, alpha, target_modules (names, or
             ``"all-linear"``), adapter_dropout, rslora, virtual_tokens.
         load_in: frozen weights quantized: ``"nf4"``, ``"nf4-double"``, ``"int8"``.
+        engine: what spreads it over GPUs: ``"torch"`` (FSDP2, DDP, DTensor, run for real), ``"deepspeed"`` or ``"megatron"`` (by formula).
+        zero: DeepSpeed's stage, 0 to 3.
         gpus: how many; their ranks are laid out by dp (DDP; with fsdp, replicas of its shards), fsdp (FSDP2), tp, pp, cp, ep. One size may be 0,
             for as many as the others leave over.
-        parallel: settings of the engines: fields of `graphmem.parallel.layout.Parallel`, ``Sharding``, ``Buckets`` and ``Pipeline``, such as
-            ``{"reshard_after_forward": False, "param_dtype": "bfloat16"}``.
+        parallel: settings of the engine: fields of `graphmem.parallel.layout.Parallel`, ``Sharding``, ``Buckets`` and ``Pipeline``, such as
+            ``{"reshard_after_forward": False, "param_dtype": "bfloat16"}``; of `graphmem.parallel.zero.Zero`; or of
+            `graphmem.parallel.megatron.settings.Megatron`.
         loss: ``loss(output) -> scalar``, or, of a language model, ``"full"``, ``"chunked"`` or ``"fused"``.
         compile: what AOTAutograd's partitioner saves, as under `torch.compile`.
         steps: how many steps in a row; the first creates optimizer states.
@@ -211,7 +218,7 @@ def train(
         batch_size, seq_len, attention, routing, device, gpu, memory, alloc_conf, fold, trust_remote_code, revision, token, offline: as in `trace`.
 
     Returns:
-        A TrainingRun, or of several GPUs a ParallelRun: ``run.peak``, ``run.reserved``, ``run.margin`` (bytes), ``run.fits``, ``run.trace``, ``run.report()``.
+        A TrainingRun, or of several GPUs a ParallelRun, ZeroRun or MegatronRun: ``run.peak``, ``run.reserved``, ``run.margin`` (bytes), ``run.fits``, ``run.trace``, ``run.report()``.
 
     Raises:
         GraphmemError: with one line that says what is wrong, where, and what to do next.
@@ -219,7 +226,7 @@ def train(
     from graphmem.tracing.targets import Choices, require_torch
 
     require_torch()
-    from graphmem.parallel.layout import parallel_of
+    from graphmem.parallel.choose import Asked, layout_of, spread_over
     from graphmem.tracing.device import traced_for
     from graphmem.training.adapters import adapter_of
     from graphmem.training.optimizers import optimizer_named
@@ -227,7 +234,8 @@ def train(
     from graphmem.training.settings import Training
 
     parse_alloc_conf(alloc_conf)
-    layout = parallel_of(gpus, {"dp": dp, "fsdp": fsdp, "tp": tp, "pp": pp, "cp": cp, "ep": ep}, parallel or {})
+    sizes = {"dp": dp, "fsdp": fsdp, "tp": tp, "pp": pp, "cp": cp, "ep": ep}
+    layout = layout_of(Asked(engine, gpus, zero, sizes, parallel or {}))
     on = traced_for(device, gpu, memory)
     if isinstance(optimizer, str):
         optimizer_named(optimizer, on.type)  # what cannot be is said before the work begins
@@ -243,11 +251,7 @@ def train(
     base = Workload(step="train", loss=function, routing=routing, attention=attention, alloc_conf=alloc_conf, fold=fold)
     choices = Choices(batch_size, seq_len, None, trust_remote_code, Access(revision, token, offline), packed)
     job = Job(target, inputs, training, choices, base, on, gpu is not None)
-    if layout is None:
-        return trained(job)
-    from graphmem.parallel.run import spread_over
-
-    return spread_over(job, layout)
+    return trained(job) if layout is None else spread_over(job, layout)
 
 
 def infer(

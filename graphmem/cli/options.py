@@ -117,12 +117,16 @@ def _ranks(name: str, what: str) -> Callable[[_Command], _Command]:
 #: Names of the settings among `parallel_options`, as `graphmem.train` takes them in ``parallel``.
 PARALLEL_SETTINGS = (
     "sequence_parallel", "reshard_after_forward", "param_dtype", "reduce_dtype", "cpu_offload", "bucket_cap_mb", "gradient_as_bucket_view",
-    "schedule", "microbatches",
+    "schedule", "microbatches", "offload_optimizer", "offload_param", "reduce_bucket_size", "overlap_comm", "zero_hpz_partition_size",
+    "zero_quantized_weights", "zero_quantized_gradients", "stage3_max_live_parameters", "gpus_per_node", "chunks", "etp",
+    "use_distributed_optimizer", "cross_entropy_loss_fusion", "attention_backend",
 )  # fmt: skip
 
-#: gpus, dp, fsdp, tp, pp, cp, ep, and `PARALLEL_SETTINGS`
+#: engine, zero, gpus, dp, fsdp, tp, pp, cp, ep, and `PARALLEL_SETTINGS`
 parallel_options: Callable[[_Command], _Command] = _all(
     click.option("--gpus", type=click.IntRange(min=1), help="How many. Sizes below multiply to it; one without a number takes what is left over."),
+    click.option("--engine", type=click.Choice(["torch", "deepspeed", "megatron"]), help="What spreads it over GPUs: PyTorch's own, run for real; the others by formula.  [default: torch, or deepspeed with --zero]"),
+    click.option("--zero", type=int, metavar="STAGE", help="DeepSpeed's ZeRO, stage 0 to 3, over the data-parallel ranks."),
     _ranks("dp", "Replicas: DDP; with --fsdp, replicas of its shards (HSDP)."),
     _ranks("fsdp", "Ranks that FSDP2 shards over."),
     _ranks("tp", "Tensor-parallel ranks."),
@@ -136,6 +140,20 @@ parallel_options: Callable[[_Command], _Command] = _all(
     click.option("--cpu-offload", is_flag=True, default=None, help="FSDP2's CPUOffloadPolicy: shards and optimizer states in host memory."),
     click.option("--bucket-cap-mb", type=float, help="Of DDP.  [default: 25]"),
     click.option("--gradient-as-bucket-view", is_flag=True, default=None, help="Of DDP: gradients lie in the buckets."),
+    click.option("--offload-optimizer", metavar="cpu|nvme", help="Of ZeRO: optimizer states in host memory or on NVMe."),
+    click.option("--offload-param", metavar="cpu|nvme", help="Of ZeRO-3: parameters in host memory or on NVMe."),
+    click.option("--reduce-bucket-size", type=click.IntRange(min=1), metavar="ELEMENTS", help="Of ZeRO.  [default: 500000000]"),
+    click.option("--overlap-comm/--no-overlap-comm", default=None, help="Of ZeRO.  [default: in stage 3 only]"),
+    click.option("--stage3-max-live-parameters", type=click.IntRange(min=1), metavar="ELEMENTS", help="Of ZeRO-3.  [default: 1000000000]"),
+    click.option("--zero-hpz-partition-size", type=click.IntRange(min=1), metavar="RANKS", help="Of ZeRO++: a second copy of parameters within a node."),
+    click.option("--zero-quantized-weights", is_flag=True, default=None, help="Of ZeRO++: all-gathers in int8."),
+    click.option("--zero-quantized-gradients", is_flag=True, default=None, help="Of ZeRO++: gradients reduced in int4."),
+    click.option("--gpus-per-node", type=click.IntRange(min=1), help="For host memory.  [default: 8]"),
+    click.option("--chunks", type=click.IntRange(min=1), help="Of Megatron's interleaved schedule: model chunks of a pipeline rank."),
+    click.option("--etp", type=click.IntRange(min=1), help="Of Megatron: tensor-parallel ranks of experts.  [default: --tp]"),
+    click.option("--distributed-optimizer/--no-distributed-optimizer", "use_distributed_optimizer", default=None, help="Of Megatron.  [default: distributed]"),
+    click.option("--cross-entropy-loss-fusion", type=click.Choice(["te", "native"]), help="Of Megatron.  [default: none]"),
+    click.option("--attention-backend", type=click.Choice(["fused", "flash", "unfused", "local"]), help="Of Megatron.  [default: fused]"),
     click.option("--schedule", metavar="NAME", help="Of the pipeline: GPipe, 1F1B, Interleaved1F1B, ….  [default: 1F1B]"),
     click.option("--microbatches", type=click.IntRange(min=1), help="Of the pipeline, a step; the batch is split into them.  [default: stages]"),
 )  # fmt: skip

@@ -67,11 +67,14 @@ def command(
         args, kwargs = parse_inputs(list(inputs))
         given["parallel"] = {name: given.pop(name) for name in PARALLEL_SETTINGS}
         run = train(target, *args, *([kwargs] if kwargs else []), gpu=gpu, memory=memory, fold=not no_fold, **given)
+        trace = getattr(run, "trace", None)
+        if chosen == "snapshot" and trace is None:
+            raise GraphmemError("engine 'megatron' is by formula: there are no allocations to write as a snapshot; use -o FILE.json")
         found = run.report(by, top, compare_rules) if chosen != "snapshot" else None
     if found is None:
         from graphmem.snapshots.write import snapshot_bytes
 
-        write_bytes(snapshot_bytes(run.trace), output, quiet=quiet)
+        write_bytes(snapshot_bytes(trace), output, quiet=quiet)
     else:
         write(found, chosen, output, quiet=quiet, explain=False)
     if check and not run.fits:

@@ -130,10 +130,10 @@ def parallel_of(gpus: int | None, sizes: Mapping[str, int | None], settings: Map
                 f"{next(iter(given)).replace('_', '-')}: is about several GPUs; add --gpus with --fsdp, --dp, --tp or --pp"
             )
         return None
-    return Parallel(**_factored(gpus, chosen), **_placed(given))
+    return Parallel(**factored(gpus, chosen), **_placed(given))
 
 
-def _factored(gpus: int | None, sizes: dict[str, int]) -> dict[str, Any]:
+def factored(gpus: int | None, sizes: dict[str, int]) -> dict[str, Any]:
     """Sizes with numbers, whose product is the number of GPUs."""
     rest = [name for name, size in sizes.items() if size == REST]
     if len(rest) > 1:

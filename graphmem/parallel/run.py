@@ -92,7 +92,7 @@ class ParallelRun:
         return self.report()[key]
 
 
-def spread_over(job: Job, parallel: Parallel) -> ParallelRun:
+def on_ranks(job: Job, parallel: Parallel) -> ParallelRun:
     """Trace the ranks of a job.
 
     Raises:
