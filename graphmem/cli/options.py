@@ -116,7 +116,7 @@ def _ranks(name: str, what: str) -> Callable[[_Command], _Command]:
 
 #: Names of the settings among `parallel_options`, as `graphmem.train` takes them in ``parallel``.
 PARALLEL_SETTINGS = (
-    "sequence_parallel", "reshard_after_forward", "param_dtype", "reduce_dtype", "cpu_offload", "bucket_cap_mb", "gradient_as_bucket_view",
+    "sequence_parallel", "loss_parallel", "reshard_after_forward", "param_dtype", "reduce_dtype", "cpu_offload", "bucket_cap_mb", "gradient_as_bucket_view",
     "schedule", "microbatches", "offload_optimizer", "offload_param", "reduce_bucket_size", "overlap_comm", "zero_hpz_partition_size",
     "zero_quantized_weights", "zero_quantized_gradients", "stage3_max_live_parameters", "gpus_per_node", "chunks", "etp",
     "use_distributed_optimizer", "cross_entropy_loss_fusion", "attention_backend",
@@ -134,6 +134,7 @@ parallel_options: Callable[[_Command], _Command] = _all(
     _ranks("cp", "Ranks that share a sequence."),
     _ranks("ep", "Ranks that share the experts; within the data-parallel ones."),
     click.option("--sequence-parallel", is_flag=True, default=None, help="With --tp: activations between its layers are sharded over the sequence."),
+    click.option("--loss-parallel", is_flag=True, default=None, help="With --tp: logits stay split over the vocabulary, and so does the loss."),
     click.option("--reshard-after-forward", type=Resharding(), help="Of fully_shard.  [default: true]"),
     click.option("--param-dtype", metavar="DTYPE", help="Of FSDP2's MixedPrecisionPolicy: what is gathered and computed in."),
     click.option("--reduce-dtype", metavar="DTYPE", help="Of FSDP2's MixedPrecisionPolicy: what gradients are reduced in."),

@@ -67,9 +67,11 @@ def command(
         args, kwargs = parse_inputs(list(inputs))
         given["parallel"] = {name: given.pop(name) for name in PARALLEL_SETTINGS}
         run = train(target, *args, *([kwargs] if kwargs else []), gpu=gpu, memory=memory, fold=not no_fold, **given)
-        trace = getattr(run, "trace", None)
+        trace: Any = getattr(run, "trace", None)
         if chosen == "snapshot" and trace is None:
-            raise GraphmemError("engine 'megatron' is by formula: there are no allocations to write as a snapshot; use -o FILE.json")
+            raise GraphmemError(
+                "engine 'megatron' is by formula: there are no allocations to write as a snapshot; use -o FILE.json"
+            )
         found = run.report(by, top, compare_rules) if chosen != "snapshot" else None
     if found is None:
         from graphmem.snapshots.write import snapshot_bytes

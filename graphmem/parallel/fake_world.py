@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from graphmem.errors import GraphmemError
+from graphmem.tracing.patching import replaced
+from graphmem.tracing.step import unrecorded
 
 
 @contextlib.contextmanager
@@ -30,6 +34,25 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
 
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     try:
-        yield
+        with _shapes_unseen():
+            yield
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _shapes_unseen() -> Iterator[None]:
+    """A DTensor finds a result's shape by running the operator on fake tensors: no work of the step, and not to be recorded."""
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+
+    name = "_propagate_tensor_meta_non_cached"
+    found: Callable[..., Any] | None = getattr(ShardingPropagator, name, None)
+    if found is None:
+        raise GraphmemError(f"this PyTorch ({torch.__version__}) has another DTensor than graphmem knows; use 2.6 to 2.13")
+
+    def unseen(*args: Any, **kwargs: Any) -> Any:
+        with unrecorded():
+            return found(*args, **kwargs)
+
+    with replaced(ShardingPropagator, name, unseen):
+        yield

@@ -58,6 +58,8 @@ class Parallel:
     ep: int = 1
     #: Activations between tensor-parallel layers are sharded over the sequence.
     sequence_parallel: bool = False
+    #: Logits stay split over the vocabulary, and the loss is computed of the parts.
+    loss_parallel: bool = False
     sharding: Sharding = field(default_factory=Sharding)
     buckets: Buckets = field(default_factory=Buckets)
     pipeline: Pipeline = field(default_factory=Pipeline)
@@ -73,6 +75,8 @@ class Parallel:
             )
         if self.sequence_parallel and self.tp == 1:
             raise GraphmemError("sequence-parallel: is about activations between tensor-parallel layers; add --tp")
+        if self.loss_parallel and self.tp == 1:
+            raise GraphmemError("loss-parallel: is about a head that is split over tensor-parallel ranks; add --tp")
         if self.ep > 1 and self.data % self.ep:
             raise GraphmemError(
                 f"ep {self.ep} does not divide the {self.data} data-parallel ranks (dp {self.dp} × fsdp {self.fsdp} × cp {self.cp}) that experts are spread over"

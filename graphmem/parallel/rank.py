@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor.parallel import loss_parallel
 
 from graphmem.parallel.ddp import replicated
 from graphmem.parallel.fake_world import fake_world
 from graphmem.parallel.fsdp import shard
 from graphmem.parallel.layout import DIMENSIONS, Parallel
+from graphmem.parallel.tensor import split
 
 #: Enters a default process group of so many ranks, seen from one of them.
 Enter = Callable[[int, int], contextlib.AbstractContextManager[None]]
@@ -35,9 +37,12 @@ class Rank:
             self._mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
             for name, size in zip(DIMENSIONS, sizes, strict=True):
                 self.groups[self._mesh[name].get_group().group_name] = name, size
-            yield
+            with loss_parallel() if self.parallel.loss_parallel else contextlib.nullcontext():
+                yield
 
     def spread(self, module: nn.Module) -> None:
+        if self.parallel.tp > 1:
+            split(module, self._mesh["tp"], self.parallel.sequence_parallel, self.parallel.loss_parallel)
         if self.parallel.shards > 1:
             shard(module, self._shard_mesh(), self.parallel.sharding)
 

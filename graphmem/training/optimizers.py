@@ -85,10 +85,18 @@ class Chosen:
         options = {**_DEFAULTS.get(self.name, {}), **self.options}
         if self.name == "Muon":
             return _MuonAndAdamW(parameters, roles, options)
+        if _mixed(parameters) and not options.get("fused"):
+            options = {"foreach": False, **options}
         try:
             return cls(parameters, **options)
         except (TypeError, ValueError, RuntimeError) as error:
             raise GraphmemError(f"optimizer {self.__name__}: torch.optim.{self.name} refuses ({error})") from error
+
+
+def _mixed(parameters: Any) -> bool:
+    """Whether only some are DTensors, as under tensor parallelism: PyTorch's foreach updates do not take both, so that whoever trains
+    so has to switch them off."""
+    return isinstance(parameters, list) and len({hasattr(parameter, "_local_tensor") for parameter in parameters}) > 1
 
 
 class _MuonAndAdamW:

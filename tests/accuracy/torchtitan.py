@@ -16,6 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from graphmem.parallel.fake_world import fake_world
@@ -74,9 +75,14 @@ def _repeated(x: torch.Tensor, times: int) -> torch.Tensor:
     return x.unsqueeze(3).expand(batch, tokens, heads, times, size).reshape(batch, tokens, heads * times, size)
 
 
+#: What PyTorch chose from before it preferred cuDNN on an H100; torchtitan has a list of its own since 2025, with cuDNN first since August.
+_BEFORE_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
 class _Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, cudnn: bool) -> None:
         super().__init__()
+        self.backends = [SDPBackend.CUDNN_ATTENTION, *_BEFORE_CUDNN] if cudnn else _BEFORE_CUDNN
         self.repeats, self.size = shape.heads // shape.groups, shape.width // shape.heads
         self.wq = nn.Linear(shape.width, shape.heads * self.size, bias=False)
         self.wk = nn.Linear(shape.width, shape.groups * self.size, bias=False)
@@ -89,7 +95,8 @@ class _Attention(nn.Module):
         q, k = _turned(q, k, table)
         keys, values = _repeated(k, self.repeats), _repeated(v, self.repeats)
         q, k, v = q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-        output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        with sdpa_kernel(self.backends):
+            output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         output = output.transpose(1, 2).contiguous()
         output = output.view(x.shape)
         return self.wo(output)
@@ -107,9 +114,9 @@ class _FeedForward(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module], cudnn: bool) -> None:
         super().__init__()
-        self.attention, self.feed_forward = _Attention(shape), _FeedForward(shape)
+        self.attention, self.feed_forward = _Attention(shape, cudnn), _FeedForward(shape)
         self.attention_norm, self.ffn_norm = norm(shape.width), norm(shape.width)
 
     def forward(self, x: torch.Tensor, table: torch.Tensor, batch: int) -> torch.Tensor:
@@ -120,13 +127,13 @@ class _Block(nn.Module):
 class Llama(nn.Module):
     """``flat``: samples and tokens are one dimension between the blocks, and the logits come out in float32, as in the first commits."""
 
-    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module], flat: bool) -> None:
+    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module], flat: bool, cudnn: bool) -> None:
         super().__init__()
         self.flat = flat
         self.tok_embeddings = nn.Embedding(shape.vocabulary, shape.width)
         table = torch.empty(shape.positions, shape.width // shape.heads // 2, dtype=torch.complex64)
         self.register_buffer("freqs_cis", table)
-        self.layers = nn.ModuleList(_Block(shape, norm) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(_Block(shape, norm, cudnn) for _ in range(shape.layers))
         self.norm = norm(shape.width)
         self.output = nn.Linear(shape.width, shape.vocabulary, bias=False)
 
@@ -211,11 +218,12 @@ def training(
     first: bool = False,
     chunked: bool = False,
     early_stop: bool = True,
+    cudnn: bool = False,
 ) -> nn.Module:
     """A flavour to train, weights in float32. ``first``: as at 83c879f, when logits were float32 and stayed through backward."""
     with torch.device("meta"):
         norm: Callable[[int], nn.Module] = _Norm if own_norm else nn.RMSNorm
-        model = Llama(shape, norm, first)
+        model = Llama(shape, norm, first, cudnn)
     for index, block in enumerate(model.layers):
         model.layers[index] = _checkpointed(block, checkpointing, early_stop)
     return Training(model, _loss_in_chunks if chunked else _loss, first).train()
@@ -273,7 +281,7 @@ class _InItsStream:
             return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> Any:
-        return torch.distributed.reduce_scatter_tensor(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
+        return torch.distributed.reduce_scatter_single(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
 
 
 @dataclass
@@ -310,7 +318,7 @@ class _AdamW(torch.optim.AdamW):
     """Clips norms as the loop does."""
 
     def clip_grad_norm_(self, most: float) -> None:
-        torch.nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], most, foreach=True)
+        torch.nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], most)
 
 
 def foreach_adamw(parameters: Any) -> torch.optim.Optimizer:
