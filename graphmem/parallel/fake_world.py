@@ -48,7 +48,9 @@ def _shapes_unseen() -> Iterator[None]:
     name = "_propagate_tensor_meta_non_cached"
     found: Callable[..., Any] | None = getattr(ShardingPropagator, name, None)
     if found is None:
-        raise GraphmemError(f"this PyTorch ({torch.__version__}) has another DTensor than graphmem knows; use 2.6 to 2.13")
+        raise GraphmemError(
+            f"this PyTorch ({torch.__version__}) has another DTensor than graphmem knows; use 2.6 to 2.13"
+        )
 
     def unseen(*args: Any, **kwargs: Any) -> Any:
         with unrecorded():

@@ -31,7 +31,9 @@ def split(module: nn.Module, mesh: DeviceMesh, sequence: bool, loss_parallel: bo
     head = next((name for name in plan if name.rpartition(".")[2] == "lm_head"), None)
     if loss_parallel:
         if head is None:
-            raise GraphmemError(f"loss-parallel: {type(module).__name__} does not split its head: its plan has none, or shares its weight with the embedding")
+            raise GraphmemError(
+                f"loss-parallel: {type(module).__name__} does not split its head: its plan has none, or shares its weight with the embedding"
+            )
         plan = {name: style for name, style in plan.items() if not name.startswith(head)}
         _split_head(module, mesh, head)
     if sequence:
@@ -63,7 +65,11 @@ def plan_of(module: nn.Module, ranks: int) -> dict[str, str]:
     # A head that shares its weight with the embedding is not split: the plan leaves embeddings whole.
     parameters, modules = dict(module.named_parameters()), dict(module.named_modules())
     tied = {name for name in plan if name not in parameters and name not in modules}
-    return {name: style for name, style in plan.items() if name not in tied and not any(t.startswith(f"{name}.") for t in tied)}
+    return {
+        name: style
+        for name, style in plan.items()
+        if name not in tied and not any(t.startswith(f"{name}.") for t in tied)
+    }
 
 
 def _text_config(module: nn.Module) -> Any:
@@ -97,13 +103,13 @@ def _repeat_heads(module: nn.Module, ranks: int) -> None:
                 linear.in_features,
                 linear.out_features // kv_heads * ranks,
                 linear.bias is not None,
-                device="meta",
+                device=linear.weight.device,
                 dtype=linear.weight.dtype,
             )
             for new, old in zip(wide.parameters(), linear.parameters(), strict=True):
                 new.requires_grad_(old.requires_grad)
             setattr(attention, name, wide)
-        attention.num_key_value_groups = heads // ranks  # type: ignore[assignment]
+        attention.num_key_value_groups = heads // ranks
 
 
 def _split_head(module: nn.Module, mesh: DeviceMesh, head: str) -> None:

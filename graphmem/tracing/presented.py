@@ -18,6 +18,7 @@ import torch
 import torch.utils.checkpoint
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import _disable_current_modes
 
 from graphmem.tracing.autocast import Autocast
 from graphmem.tracing.cuda_facade import cuda_answers
@@ -71,6 +72,8 @@ class Presented(TorchFunctionMode):
             stream_entered,
         )
         self._answers = self._own_answers()
+        #: Whether a recorder is below, which would take a tensor that the code itself asks of meta for one of the device's.
+        self.recorded = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -84,6 +87,9 @@ class Presented(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         if "device" in kwargs or func in self._constructors:
+            if self.recorded and func in self._constructors and _is_meta(kwargs.get("device")):
+                with _disable_current_modes():
+                    return func(*args, **kwargs)
             kwargs = self._redirected(func, kwargs)
         args, kwargs = self.autocast.cast(func, args, kwargs)
         return func(*args, **kwargs)
@@ -180,6 +186,10 @@ class Presented(TorchFunctionMode):
             return result
 
         return resize_
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and not isinstance(device, int) and torch.device(device).type == "meta"
 
 
 def _shape_and_dtype(tensor: torch.Tensor) -> dict[str, Any]:

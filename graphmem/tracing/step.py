@@ -144,7 +144,7 @@ def recording(recorder: Recorder, device: Device) -> Iterator[None]:
     _import_dynamo()
     ledger = recorder.ledger
     presented = Presented(device, REGISTRY, ledger.resized, ledger.cache_emptied, ledger.stream_entered)
-    recorder.autocast = presented.autocast
+    recorder.autocast, presented.recorded = presented.autocast, True
     with (
         torch.random.fork_rng(devices=[]), _no_cycle_collection(), emptied_caches(recorder.modules.classes), presented.patched(),
         recorder.modules.following(), recorder, presented,

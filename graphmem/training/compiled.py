@@ -75,7 +75,8 @@ class Program:
         given.clear()
         for step in self.steps:
             if step.product:  # of no size: for the library's workspace
-                torch.mm(torch.empty(0, 1, device="meta"), torch.empty(1, 0, device="meta"))
+                with torch._C.DisableTorchFunction():
+                    torch.mm(torch.empty(0, 1, device="meta"), torch.empty(1, 0, device="meta"))
             for number in step.writes:
                 alive[number] = _made(self.buffers[number], alive)
             for number in step.frees:
@@ -86,7 +87,10 @@ class Program:
 def _made(buffer: Buffer, alive: dict[int, Any]) -> torch.Tensor:
     if buffer.reuses >= 0:
         return _seen(alive[buffer.reuses], buffer)
-    return torch.empty_strided(buffer.size, buffer.stride, dtype=buffer.dtype, device="meta")
+    with (
+        torch._C.DisableTorchFunction()
+    ):  # of the device: above, a tensor of meta is one that the code itself wants without memory
+        return torch.empty_strided(buffer.size, buffer.stride, dtype=buffer.dtype, device="meta")
 
 
 def _seen(tensor: Any, as_: Buffer) -> Any:

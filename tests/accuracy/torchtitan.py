@@ -1,25 +1,22 @@
-"""What torchtitan trains, and how a rank of it is sharded: its Llama, checkpointing and FSDP2 grouping at the commits that printed figures.
+"""What torchtitan trains at the commits that printed figures: its Llama, its loss and its activation checkpointing.
 
-Read in pytorch/torchtitan at 83c879f (March 2024), 9dec370 (December 2024) to e23bb70 (March 2025), d66b72a and d9bdfbb (autumn 2025).
+Read in pytorch/torchtitan at 83c879f (March 2024), 1ec2ece (June 2024), 9dec370 (December 2024) to e23bb70 (March 2025), d66b72a and
+d9bdfbb (autumn 2025).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-
-from graphmem.parallel.fake_world import fake_world
 
 # -- the model ------------------------------------------------------------------------------------------------------
 
@@ -42,7 +39,7 @@ LLAMA2_7B = Shape(32, 4096, 32, 32, 11008, 32000, 2 * 32768)
 LLAMA3_8B = Shape(32, 4096, 32, 8, 14336, 128256, 8192)
 
 
-class _Norm(nn.Module):
+class OwnNorm(nn.Module):
     """Its own RMS norm, which computes in float32 and scales in the type of the input."""
 
     def __init__(self, width: int) -> None:
@@ -58,6 +55,40 @@ class _Norm(nn.Module):
         return scaled * self.weight
 
 
+class _Fused(torch.autograd.Function):
+    """Its RMS norm in one Triton kernel each way (``fused_rmsnorm``)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        shape = x.shape
+        x = x.view(-1, shape[-1])
+        result = torch.empty_like(x)
+        deviations = torch.empty(len(x), dtype=torch.float32, device=x.device)
+        ctx.save_for_backward(x, weight, deviations)
+        return result.reshape(shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
+        sms = torch.cuda.get_device_properties(x.device).multi_processor_count
+        parts = torch.empty(sms, len(weight), dtype=torch.float32, device=x.device)
+        of_weight = parts.sum(0).to(weight.dtype)
+        return of_x.view(grad.shape), of_weight
+
+
+class FusedNorm(nn.Module):
+    """Without a copy in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = _Fused.apply(x, self.weight)
+        return result
+
+
 def _turned(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary positions, as complex products in float32."""
     q_pairs = torch.view_as_complex(q.float().reshape(*q.shape[:-1], -1, 2))
@@ -68,7 +99,7 @@ def _turned(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor) -> tuple[torc
     return q_turned.type_as(q), k_turned.type_as(k)
 
 
-def _repeated(x: torch.Tensor, times: int) -> torch.Tensor:
+def repeated(x: torch.Tensor, times: int) -> torch.Tensor:
     batch, tokens, heads, size = x.shape
     if times == 1:
         return x
@@ -76,13 +107,13 @@ def _repeated(x: torch.Tensor, times: int) -> torch.Tensor:
 
 
 #: What PyTorch chose from before it preferred cuDNN on an H100; torchtitan has a list of its own since 2025, with cuDNN first since August.
-_BEFORE_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+BEFORE_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class _Attention(nn.Module):
     def __init__(self, shape: Shape, cudnn: bool) -> None:
         super().__init__()
-        self.backends = [SDPBackend.CUDNN_ATTENTION, *_BEFORE_CUDNN] if cudnn else _BEFORE_CUDNN
+        self.backends = [SDPBackend.CUDNN_ATTENTION, *BEFORE_CUDNN] if cudnn else BEFORE_CUDNN
         self.repeats, self.size = shape.heads // shape.groups, shape.width // shape.heads
         self.wq = nn.Linear(shape.width, shape.heads * self.size, bias=False)
         self.wk = nn.Linear(shape.width, shape.groups * self.size, bias=False)
@@ -93,7 +124,7 @@ class _Attention(nn.Module):
         q, k, v = self.wq(x), self.wk(x), self.wv(x)
         q, k, v = (part.view(batch, -1, part.shape[-1] // self.size, self.size) for part in (q, k, v))
         q, k = _turned(q, k, table)
-        keys, values = _repeated(k, self.repeats), _repeated(v, self.repeats)
+        keys, values = repeated(k, self.repeats), repeated(v, self.repeats)
         q, k, v = q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         with sdpa_kernel(self.backends):
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -102,7 +133,7 @@ class _Attention(nn.Module):
         return self.wo(output)
 
 
-class _FeedForward(nn.Module):
+class FeedForward(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.w1 = nn.Linear(shape.width, shape.inner, bias=False)
@@ -113,28 +144,32 @@ class _FeedForward(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-class _Block(nn.Module):
-    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module], cudnn: bool) -> None:
+Module = Callable[[], nn.Module]
+
+
+class Block(nn.Module):
+    """A norm and attention, a norm and a gated MLP."""
+
+    def __init__(self, attention: Module, feed_forward: Module, norm: Module) -> None:
         super().__init__()
-        self.attention, self.feed_forward = _Attention(shape, cudnn), _FeedForward(shape)
-        self.attention_norm, self.ffn_norm = norm(shape.width), norm(shape.width)
+        self.attention, self.feed_forward = attention(), feed_forward()
+        self.attention_norm, self.ffn_norm = norm(), norm()
 
     def forward(self, x: torch.Tensor, table: torch.Tensor, batch: int) -> torch.Tensor:
         h = x + self.attention(self.attention_norm(x), table, batch)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
-class Llama(nn.Module):
-    """``flat``: samples and tokens are one dimension between the blocks, and the logits come out in float32, as in the first commits."""
+class Decoder(nn.Module):
+    """Embedding, blocks and head. ``flat``: samples and tokens are one dimension between; ``wide``: logits leave it in float32."""
 
-    def __init__(self, shape: Shape, norm: Callable[[int], nn.Module], flat: bool, cudnn: bool) -> None:
+    def __init__(self, shape: Shape, block: Module, norm: Module, table: torch.Tensor, flat: bool, wide: bool) -> None:
         super().__init__()
-        self.flat = flat
+        self.flat, self.wide = flat, wide
         self.tok_embeddings = nn.Embedding(shape.vocabulary, shape.width)
-        table = torch.empty(shape.positions, shape.width // shape.heads // 2, dtype=torch.complex64)
-        self.register_buffer("freqs_cis", table)
-        self.layers = nn.ModuleList(_Block(shape, norm, cudnn) for _ in range(shape.layers))
-        self.norm = norm(shape.width)
+        self.register_buffer("table", table)
+        self.layers = nn.ModuleList(block() for _ in range(shape.layers))
+        self.norm = norm()
         self.output = nn.Linear(shape.width, shape.vocabulary, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -143,12 +178,25 @@ class Llama(nn.Module):
         if self.flat:
             h = h.view(-1, h.shape[-1])
         for layer in self.layers:
-            h = layer(h, self.freqs_cis, batch)
+            h = layer(h, self.table, batch)
         if self.flat:
             h = h.view(batch, -1, h.shape[-1])
         h = self.norm(h)
         output = self.output(h)
-        return output.float() if self.flat else output
+        return output.float() if self.wide else output
+
+
+#: Which commits: those of March 2024 are flat and keep the logits, those until summer 2024 have wide logits.
+Age = Literal["march 2024", "june 2024", "later"]
+
+
+def llama(shape: Shape, norm: Callable[[int], nn.Module] = OwnNorm, cudnn: bool = False, age: Age = "later") -> Decoder:
+    """Weights in float32."""
+    with torch.device("meta"):
+        make_norm = partial(norm, shape.width)
+        block = partial(Block, partial(_Attention, shape, cudnn), partial(FeedForward, shape), make_norm)
+        table = torch.empty(shape.positions, shape.width // shape.heads // 2, dtype=torch.complex64)
+        return Decoder(shape, block, make_norm, table, flat=age == "march 2024", wide=age != "later")
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -169,13 +217,13 @@ def _loss_in_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class Training(nn.Module):
     """The loop's part from a batch to its loss. ``kept``: the loop has a name for the logits until the next are there."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., torch.Tensor], kept: bool) -> None:
+    def __init__(self, model: nn.Module, chunked: bool, kept: bool) -> None:
         super().__init__()
-        self.model, self.loss, self.kept = model, loss, kept
+        self.model, self.chunked, self.kept = model, chunked, kept
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits = self.model(tokens)
-        loss = self.loss(logits, labels)
+        loss = (_loss_in_chunks if self.chunked else _loss)(logits, labels)
         return (loss, logits) if self.kept else (loss,)
 
 
@@ -204,128 +252,20 @@ def _contexts() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def _checkpointed(block: nn.Module, way: Checkpointing, early_stop: bool) -> nn.Module:
+def _wrapped(block: nn.Module, way: Checkpointing, early_stop: bool) -> nn.Module:
     if way == "none":
         return block
     given = {"context_fn": _contexts} if way == "op" else {}
     return checkpoint_wrapper(block, preserve_rng_state=False, early_stop=early_stop, **given)
 
 
-def training(
-    shape: Shape,
-    checkpointing: Checkpointing,
-    own_norm: bool = True,
-    first: bool = False,
-    chunked: bool = False,
-    early_stop: bool = True,
-    cudnn: bool = False,
-) -> nn.Module:
-    """A flavour to train, weights in float32. ``first``: as at 83c879f, when logits were float32 and stayed through backward."""
-    with torch.device("meta"):
-        norm: Callable[[int], nn.Module] = _Norm if own_norm else nn.RMSNorm
-        model = Llama(shape, norm, first, cudnn)
+def checkpointed(model: Decoder, way: Checkpointing, early_stop: bool = True) -> Decoder:
+    """Blocks wrapped. ``early_stop``: what runs again ends with the last result that backward needs."""
     for index, block in enumerate(model.layers):
-        model.layers[index] = _checkpointed(block, checkpointing, early_stop)
-    return Training(model, _loss_in_chunks if chunked else _loss, first).train()
+        model.layers[index] = _wrapped(block, way, early_stop)
+    return model
 
 
 def batch(size: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels."""
     return torch.ones(size, tokens, dtype=torch.int64), torch.ones(size, tokens, dtype=torch.int64)
-
-
-# -- the rank -------------------------------------------------------------------------------------------------------
-
-#: (model, settings of every ``fully_shard``): which parameters go together, and which of them are dropped after forward.
-Grouping = Callable[[Any, dict[str, Any]], None]
-
-
-def last_kept(model: Any, settings: dict[str, Any]) -> None:
-    """Each block a group, dropped after forward but for the last; embedding, norm and head are the root's, which keeps them."""
-    for index, block in enumerate(model.layers):
-        fully_shard(block, **settings, reshard_after_forward=index < len(model.layers) - 1)
-    fully_shard(model, **settings)
-
-
-def always(model: Any, settings: dict[str, Any]) -> None:
-    """All blocks are dropped after forward; the root of that PyTorch was not."""
-    for block in model.layers:
-        fully_shard(block, **settings, reshard_after_forward=True)
-    fully_shard(model, **settings)
-
-
-def never(model: Any, settings: dict[str, Any]) -> None:
-    """Nothing is dropped before backward is over."""
-    for block in model.layers:
-        fully_shard(block, **settings, reshard_after_forward=False)
-    fully_shard(model, **settings)
-
-
-def apart(model: Any, settings: dict[str, Any]) -> None:
-    """Since July 2025: the embedding a group, each block, and norm with head, which alone are not dropped after forward."""
-    fully_shard(model.tok_embeddings, **settings, reshard_after_forward=True)
-    for block in model.layers:
-        fully_shard(block, **settings, reshard_after_forward=True)
-    fully_shard([model.norm, model.output], **settings, reshard_after_forward=False)
-    fully_shard(model, **settings)
-
-
-class _InItsStream:
-    """Reduce-scatter before PyTorch 2.5, whose input came from the stream it runs in."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        with torch.cuda.stream(self._stream()):
-            return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> Any:
-        return torch.distributed.reduce_scatter_single(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
-
-
-@dataclass
-class Fsdp2:
-    """A rank of FSDP2: float32 shards, bf16 to compute, float32 to reduce. ``input_apart``: as before PyTorch 2.5."""
-
-    ranks: int
-    grouping: Grouping = last_kept
-    input_apart: bool = False
-
-    @contextlib.contextmanager
-    def entered(self, device: str) -> Iterator[None]:
-        with fake_world(self.ranks, 0):
-            self._mesh: DeviceMesh = init_device_mesh(device, (self.ranks,))
-            yield
-
-    def spread(self, module: nn.Module) -> None:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        model: Any = module.model
-        self.grouping(model, {"mesh": self._mesh, "mp_policy": policy})
-        # As its first forward would: views of shards only. Here, they belong to their layers and not to the root that loops over them.
-        state = model._get_fsdp_state()
-        state._lazy_init()
-        if self.input_apart:
-            for part in model.modules():
-                if hasattr(part, "set_custom_reduce_scatter"):
-                    part.set_custom_reduce_scatter(_InItsStream(lambda: state._comm_ctx.reduce_scatter_stream))
-
-    def wrapped(self, module: nn.Module) -> nn.Module:
-        return module
-
-
-class _AdamW(torch.optim.AdamW):
-    """Clips norms as the loop does."""
-
-    def clip_grad_norm_(self, most: float) -> None:
-        torch.nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], most)
-
-
-def foreach_adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The default before February 2025."""
-    return _AdamW(parameters, foreach=True)
-
-
-def fused_adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The default since."""
-    return _AdamW(parameters, fused=True)

@@ -39,3 +39,10 @@ def all_reduce(call: OpCall) -> tuple[list[torch.Tensor], Any]:
     tensors, work = call.args[0], _done()
     work.tensors = tuple(weakref.ref(tensor) for tensor in tensors)
     return tensors, work.boxed()
+
+
+@rule("output", "_c10d_functional._wrap_tensor_autograd.default", source="torch/csrc/distributed/c10d/Functional.cpp")
+def wrapped_for_autograd(call: OpCall) -> torch.Tensor:
+    """It is the collective's own tensor, which meta makes a new one of."""
+    tensor: torch.Tensor = call.args[0].detach()
+    return tensor
