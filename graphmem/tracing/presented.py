@@ -176,7 +176,22 @@ class Presented(TorchFunctionMode):
             # Hooks run where this mode is not active and see meta; checkpointing compares what they saw with what it sees.
             stack.enter_context(patch.dict(checks, default=_shape_and_dtype))
             stack.enter_context(replaced(torch.UntypedStorage, "resize_", self._resize(torch.UntypedStorage.resize_)))
+            grouped = self._grouped(torch._C._group_tensors_by_device_and_dtype)
+            stack.enter_context(replaced(torch._C, "_group_tensors_by_device_and_dtype", grouped))
             yield
+
+    def _grouped(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Groups of tensors by device, by which clipping and optimizers decide on foreach kernels: no function that a mode sees."""
+
+        @functools.wraps(original)
+        def group(*args: Any, **kwargs: Any) -> Any:
+            here = self._torch_device
+            return {
+                (here if device is not None and device.type == "meta" else device, dtype): lists
+                for (device, dtype), lists in original(*args, **kwargs).items()
+            }
+
+        return group
 
     def _resize(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
