@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,16 @@ from graphmem.parallel.layout import Sharding
 from graphmem.tracing.layers import stacks_of
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, settings: Sharding) -> None:
+def shard(
+    module: nn.Module,
+    mesh: DeviceMesh,
+    settings: Sharding,
+    experts: Sequence[nn.Module] = (),
+    expert_mesh: DeviceMesh | None = None,
+) -> None:
     """Shard a module over a mesh in place, each of its layers and then what is left, as PyTorch's FSDP2 tutorial does.
 
-    ``mesh``: of one dimension, or of two (HSDP: replicas, shards).
+    ``mesh``: of one dimension, or of two (HSDP: replicas, shards). ``experts`` are sharded over those ranks that hold the same ones.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
@@ -28,6 +35,12 @@ def shard(module: nn.Module, mesh: DeviceMesh, settings: Sharding) -> None:
     }
     if settings.cpu_offload:
         given["offload_policy"] = CPUOffloadPolicy()
+    for expert in experts:
+        sharded: Any = fully_shard(expert, **{**given, "mesh": expert_mesh})
+        # Ranks of one expert see tokens of all: what its gradient is divided by is the number of them (transformers/distributed/fsdp.py).
+        sharded.set_gradient_divide_factor(float(mesh.size()))
+        if expert_mesh is not None and expert_mesh.size() > 1:
+            sharded.set_force_sum_reduction_for_comms(True)
     for _, layers in stacks_of(module):
         for layer in layers:
             fully_shard(layer, reshard_after_forward=settings.reshard_after_forward, **given)

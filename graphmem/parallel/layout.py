@@ -77,9 +77,10 @@ class Parallel:
             raise GraphmemError("sequence-parallel: is about activations between tensor-parallel layers; add --tp")
         if self.loss_parallel and self.tp == 1:
             raise GraphmemError("loss-parallel: is about a head that is split over tensor-parallel ranks; add --tp")
-        if self.ep > 1 and self.data % self.ep:
+        within = self.shards * self.tp
+        if self.ep > 1 and (within % self.ep or self.ep % self.tp):
             raise GraphmemError(
-                f"ep {self.ep} does not divide the {self.data} data-parallel ranks (dp {self.dp} × fsdp {self.fsdp} × cp {self.cp}) that experts are spread over"
+                f"ep {self.ep}: experts are spread over the {within} ranks of fsdp {self.fsdp} × cp {self.cp} × tp {self.tp}; it must divide them, and be a multiple of tp"
             )
         resharded = self.sharding.reshard_after_forward
         if not isinstance(resharded, bool) and (resharded < 1 or self.shards % resharded):
@@ -92,14 +93,14 @@ class Parallel:
         return math.prod(getattr(self, name) for name in DIMENSIONS)
 
     @property
-    def data(self) -> int:
-        """Ranks that see data of their own, or another part of the same sequence."""
-        return self.dp * self.fsdp * self.cp
-
-    @property
     def shards(self) -> int:
         """Ranks that FSDP2 shards over: those of context parallelism hold the same parameters, and shard them too (torchtitan)."""
         return self.fsdp * self.cp if self.fsdp > 1 or self.cp > 1 else 1
+
+    @property
+    def expert_shards(self) -> int:
+        """Ranks that hold the same experts, and shard them."""
+        return self.shards * self.tp // self.ep
 
     @property
     def words(self) -> str:

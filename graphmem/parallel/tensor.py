@@ -20,13 +20,12 @@ from graphmem.tracing.layers import stacks_of
 _KEY_VALUE = ("k_proj", "v_proj")
 
 
-def split(module: nn.Module, mesh: DeviceMesh, sequence: bool, loss_parallel: bool) -> None:
+def split(module: nn.Module, mesh: DeviceMesh, plan: dict[str, str], sequence: bool, loss_parallel: bool) -> None:
     """Split a model of transformers over a mesh of one dimension, in place.
 
     Raises:
-        GraphmemError: it has no plan, or its heads are not divided; says the numbers.
+        GraphmemError: its heads are not divided; says the numbers.
     """
-    plan = plan_of(module, mesh.size())
     _repeat_heads(module, mesh.size())
     head = next((name for name in plan if name.rpartition(".")[2] == "lm_head"), None)
     if loss_parallel:
@@ -42,34 +41,6 @@ def split(module: nn.Module, mesh: DeviceMesh, sequence: bool, loss_parallel: bo
         from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
         apply_tensor_parallelism(module, mesh, plan)
-
-
-def plan_of(module: nn.Module, ranks: int) -> dict[str, str]:
-    """Module or parameter → transformers' style, layer by layer.
-
-    Raises:
-        GraphmemError: the module is no model of transformers, its class has no plan, or this transformers is too old to apply it.
-    """
-    resolve = getattr(module, "_resolve_parallel_plans", None)
-    if resolve is None:
-        raise UnsupportedError(
-            f"{type(module).__name__}: tensor parallelism takes the plan of a model of transformers, 5.23 or newer; split your own module with "
-            "torch.distributed.tensor.parallel, and trace it on one rank"
-        )
-    from transformers.distributed.configuration_utils import DistributedConfig
-
-    try:
-        plan, _, _ = resolve(DistributedConfig(tp_size=ranks, fsdp_size=1, pp_size=1, ep_size=1, dp_replicate_size=1))
-    except ValueError as error:
-        raise GraphmemError(f"tp {ranks}: {error}") from None
-    # A head that shares its weight with the embedding is not split: the plan leaves embeddings whole.
-    parameters, modules = dict(module.named_parameters()), dict(module.named_modules())
-    tied = {name for name in plan if name not in parameters and name not in modules}
-    return {
-        name: style
-        for name, style in plan.items()
-        if name not in tied and not any(t.startswith(f"{name}.") for t in tied)
-    }
 
 
 def _text_config(module: nn.Module) -> Any:

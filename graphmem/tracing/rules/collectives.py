@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from graphmem.tracing.rules.registry import OpCall, rule
+from graphmem.tracing.values import Values
 
 
 @cache
@@ -39,6 +40,23 @@ def all_reduce(call: OpCall) -> tuple[list[torch.Tensor], Any]:
     tensors, work = call.args[0], _done()
     work.tensors = tuple(weakref.ref(tensor) for tensor in tensors)
     return tensors, work.boxed()
+
+
+@rule("data", "c10d.alltoall_base_.default")
+def exchanged_counts(call: OpCall, values: Values) -> Any:
+    """Numbers of tokens that ranks are about to send each other: every rank routes as this one does."""
+    target, source, group = call.args[:3]
+    known = values.known.of(source)
+    if source.dtype.is_floating_point or known is None or target.shape != source.shape:
+        return NotImplemented
+    from torch.distributed import ProcessGroup
+
+    ranks = ProcessGroup.unbox(group)
+    result = values.func(*call.args, **call.kwargs)
+    parts = known.view(ranks.size(), -1)
+    values.known.learn(target, parts[ranks.rank()].expand_as(parts).reshape(target.shape))
+    values.assume("every rank routes its tokens to experts as this one does")
+    return result
 
 
 @rule("output", "_c10d_functional._wrap_tensor_autograd.default", source="torch/csrc/distributed/c10d/Functional.cpp")
