@@ -29,7 +29,7 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
         raise GraphmemError(
             "torch.distributed is initialized in this process; trace several ranks in one where it is not"
         )
-    import torch.distributed._tools.fake_collectives  # noqa: F401  (registers what collectives do on the meta device)
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
@@ -37,6 +37,8 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
         with _shapes_unseen():
             yield
     finally:
+        # What DTensor worked out holds on to this world's groups, and the next one's meshes look the same.
+        _clear_sharding_prop_cache()
         dist.destroy_process_group()
 
 

@@ -42,12 +42,13 @@ def plans_of(module: nn.Module, parallel: Parallel) -> Plans:
         tensor, experts, _ = resolve(DistributedConfig(pp_size=1, **sizes))
     except ValueError as error:
         raise GraphmemError(f"tp {parallel.tp}, ep {parallel.ep}: {error}") from None
-    # A head that shares its weight with the embedding is not split: the plan leaves embeddings whole.
-    parameters, modules = dict(module.named_parameters()), dict(module.named_modules())
-    tied = {name for name in tensor if name not in parameters and name not in modules}
+    # A head that shares its weight with the embedding is not split, since the plan leaves embeddings whole; nor what another stage has.
+    parameters = dict(module.named_parameters())
+    modules = {name: child for name, child in module.named_modules() if not isinstance(child, nn.Identity)}
+    absent = {name for name in tensor if name not in parameters and name not in modules}
     split = {
         name: style
         for name, style in tensor.items()
-        if name not in tied and not any(t.startswith(f"{name}.") for t in tied)
+        if name not in absent and not any(t.startswith(f"{name}.") for t in absent)
     }
     return Plans(split, dict(experts))

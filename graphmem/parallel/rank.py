@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor.parallel import loss_parallel
 
+from graphmem.errors import UnsupportedError
 from graphmem.parallel.ddp import replicated
 from graphmem.parallel.experts import dispatch
 from graphmem.parallel.fake_world import fake_world
 from graphmem.parallel.fsdp import shard
 from graphmem.parallel.layout import DIMENSIONS, Parallel
+from graphmem.parallel.pipeline import Scheduled, cut
 from graphmem.parallel.plans import Plans, plans_of
 from graphmem.parallel.tensor import split
 
@@ -38,11 +42,75 @@ class Rank:
             sizes = tuple(getattr(self.parallel, name) for name in DIMENSIONS)
             self._mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
             for name, size in zip(DIMENSIONS, sizes, strict=True):
-                self.groups[self._mesh[name].get_group().group_name] = name, size
+                self._named(self._mesh[name], name, size)
             if self.parallel.ep > 1:
                 self._expert_mesh = self._experts_laid_out(device)
             with loss_parallel() if self.parallel.loss_parallel else contextlib.nullcontext():
                 yield
+
+    @property
+    def stage(self) -> int:
+        """Of the pipeline: the outermost dimension."""
+        return self.number // (self.parallel.gpus // self.parallel.pp)
+
+    @property
+    def microbatches(self) -> int:
+        return self.parallel.pipeline.microbatches or self.parallel.pp
+
+    def part(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]:
+        stages = self.parallel.pp
+        if stages == 1:
+            return module, args, kwargs
+        tokens = kwargs.get("input_ids")
+        if args or tokens is None or kwargs.get("labels") is None:
+            raise UnsupportedError(
+                "pp: pipelines are run of a language model of transformers by name, with tokens and labels of its own"
+            )
+        config: Any = module.config
+        width = config.get_text_config(decoder=True).hidden_size
+        dtype = (
+            getattr(torch, self.parallel.sharding.param_dtype or "")
+            if self.parallel.sharding.param_dtype
+            else next(module.parameters()).dtype
+        )
+        self._hidden = (*tokens.shape, width), dtype
+        cut(module, self.stage, stages, self._hidden)
+        whole = {name: kwargs[name].repeat(self.microbatches, 1) for name in ("input_ids", "labels")}
+        ends = {"input_ids"} if self.stage == 0 else {"labels"} if self.stage == stages - 1 else set()
+        return module, (), {name: value for name, value in whole.items() if name in ends}
+
+    def _scheduled(self, called: nn.Module, module: nn.Module) -> nn.Module:
+        """The stage in its schedule."""
+        shape, dtype = self._hidden
+        first, last = self.stage == 0, self.stage == self.parallel.pp - 1
+        config: Any = module.config
+        text = config.get_text_config(decoder=True)
+        given = (
+            torch.empty(shape[:2], dtype=torch.int64, device="meta")
+            if first
+            else torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        )
+        made = torch.empty(
+            (*shape[:2], text.vocab_size) if last else shape, dtype=dtype, device="meta", requires_grad=True
+        )
+        loss: Any = module.loss_function
+
+        def of_microbatch(logits: Any, labels: Any) -> Any:
+            return loss(logits=logits, labels=labels, vocab_size=text.vocab_size)
+
+        return Scheduled(
+            called,
+            self.stage,
+            self.parallel.pp,
+            self.parallel.pipeline,
+            self.microbatches,
+            self._mesh["pp"].get_group(),
+            given,
+            made,
+            of_microbatch,
+        )
 
     def spread(self, module: nn.Module) -> None:
         parallel = self.parallel
@@ -56,9 +124,16 @@ class Rank:
             shard(module, self._shard_mesh(), self.parallel.sharding, experts, self._expert_shards())
 
     def wrapped(self, module: nn.Module) -> nn.Module:
+        called = module
         if self.parallel.dp > 1 and self.parallel.shards == 1:
-            return replicated(module, self._mesh["dp"].get_group(), self.parallel.buckets)
-        return module
+            called = replicated(module, self._mesh["dp"].get_group(), self.parallel.buckets)
+        return self._scheduled(called, module) if self.parallel.pp > 1 else called
+
+    def _named(self, mesh: DeviceMesh, name: str, size: int) -> None:
+        """Remember what a process group is; the same ranks may be one for several dimensions."""
+        group = mesh.get_group().group_name
+        before = self.groups.get(group)
+        self.groups[group] = (f"{before[0]}, {name}", size) if before and before[0] != name else (name, size)
 
     def _experts_laid_out(self, device: str) -> DeviceMesh:
         """The same ranks as experts see them."""
@@ -68,7 +143,7 @@ class Rank:
             device, (parallel.pp, parallel.dp, parallel.expert_shards, parallel.ep), mesh_dim_names=names
         )
         for name, size in (("efsdp", parallel.expert_shards), ("ep", parallel.ep)):
-            self.groups[mesh[name].get_group().group_name] = name, size
+            self._named(mesh[name], name, size)
         return mesh
 
     def _expert_shards(self) -> DeviceMesh | None:
@@ -81,6 +156,6 @@ class Rank:
         parallel, mesh = self.parallel, self._mesh
         if parallel.cp > 1:  # ranks that share a sequence hold the same parameters, and shard them too
             flat = mesh["fsdp", "cp"]._flatten("fsdp_cp")
-            self.groups[flat.get_group().group_name] = "fsdp × cp", parallel.shards
+            self._named(flat, "fsdp × cp", parallel.shards)
         name = "fsdp" if parallel.cp == 1 else "fsdp_cp"
         return mesh[name] if parallel.dp == 1 else mesh["dp", name]

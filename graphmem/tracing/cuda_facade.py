@@ -104,7 +104,10 @@ def cuda_answers(
         "set_stream": streams.switch,
         "Stream": streams.new,
         "Event": _Event,
-        **dict.fromkeys(("synchronize", "reset_peak_memory_stats", "manual_seed", "manual_seed_all"), _nothing),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        **dict.fromkeys(
+            ("synchronize", "reset_peak_memory_stats", "manual_seed", "manual_seed_all", "set_rng_state"), _nothing
+        ),
     }
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():

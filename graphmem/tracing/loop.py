@@ -61,24 +61,23 @@ def _steps(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload, watch: Watch
 ) -> None:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer: Any = None
-    if workload.trains:
-        if not parameters:
-            raise GraphmemError("no parameter of the module requires a gradient, so there is nothing to train")
-        watch.enter("optimizer")
-        make: Any = workload.optimizer or torch.optim.AdamW
-        # Some tell matrices of hidden layers from embeddings, which parameters alone do not say.
-        optimizer = make.of_module(parameters, module) if hasattr(make, "of_module") else make(parameters)
+    optimizer = _made(module, parameters, workload, watch) if workload.trains else None
     scaler = torch.amp.GradScaler(watch.device) if workload.trains and workload.scaler else None
     accumulate = workload.accumulation if workload.trains else 1
 
     # Names of one loop, as in the user's own: what they held before goes when they are given something new.
     output = loss = None
 
+    #: A pipeline stage runs forward and backward of its micro-batches itself, in its schedule's order.
+    own: Callable[..., None] | None = getattr(module, "pass_over", None) if workload.trains else None
+
     def pass_over() -> None:
         """Forward, loss and backward of one micro-batch."""
         nonlocal output, loss
         watch.enter("forward")
+        if own is not None:
+            own(watch, args, kwargs)
+            return
         with (
             _saved(workload),
             _precision(workload, watch.device),
@@ -123,6 +122,16 @@ def _steps(
             optimizer.step(closure)
         watch.updated(optimizer, parameters)
     watch.over((output, loss, optimizer))
+
+
+def _made(module: torch.nn.Module, parameters: list[torch.nn.Parameter], workload: Workload, watch: Watch) -> Any:
+    """The workload's optimizer."""
+    if not parameters:
+        raise GraphmemError("no parameter of the module requires a gradient, so there is nothing to train")
+    watch.enter("optimizer")
+    make: Any = workload.optimizer or torch.optim.AdamW
+    # Some tell matrices of hidden layers from embeddings, which parameters alone do not say.
+    return make.of_module(parameters, module) if hasattr(make, "of_module") else make(parameters)
 
 
 def _zero_grad(optimizer: Any, workload: Workload, watch: Watch) -> None:

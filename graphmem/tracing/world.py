@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -13,6 +14,11 @@ class World(Protocol):
 
     def entered(self, device: str) -> AbstractContextManager[None]:
         """Process groups between ``cuda`` or ``cpu`` devices are there, for as long as this lasts."""
+
+    def part(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[torch.nn.Module, tuple[Any, ...], Mapping[str, Any]]:
+        """The rank's layers of a module, and what they are called with; the module may be changed."""
 
     def spread(self, module: torch.nn.Module) -> None:
         """Make a module the rank's part of it, in place: as it is when training begins."""

@@ -156,6 +156,8 @@ def trained(job: Job) -> TrainingRun:
     model, said = prepared(module, training)
     workload = workload_of(training, base, job.device.type)
     given, named = inputs_in(args, recipe), inputs_in(kwargs, recipe)
+    if job.world is not None:
+        model, given, named = job.world.part(model, given, named)
     traced_as = model
     if training.compile:
         traced_as, workload = _compiled(model, given, named, workload, job.device)

@@ -1,6 +1,6 @@
-"""Published memory of ranks of real multi-GPU runs: FSDP2 by torchtitan, DDP and FSDP by litgpt, each run on meta in a fake world.
+"""Published memory of ranks of real multi-GPU runs: FSDP2 by torchtitan, DDP and FSDP by litgpt, FSDP with LoRA; on meta, in a fake world.
 
-Settings come from the source's program at its commit. `inferred` says what of them the source does not say.
+Settings come from the source's program at its commit, none from the figure but for those that `inferred` names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphmem.tracing.device import Device
 from graphmem.tracing.run import trace_module
 from graphmem.tracing.trace import Trace
 from graphmem.workload import Workload
-from tests.accuracy import litgpt, torchtitan, torchtitan_ranks
+from tests.accuracy import fsdp_qlora, litgpt, torchtitan, torchtitan_ranks
 from tests.accuracy.torchtitan_qwen3 import QWEN3_32B, qwen3
 
 _GIB = 2**30
@@ -39,7 +39,7 @@ class ParallelCase:
     settings: str
     trace: Callable[[], Trace]
     alloc_conf: str = ""
-    #: What the source does not say; empty if it says all.
+    #: Settings that the source does not say, chosen because the figure is theirs; empty if it says all.
     inferred: str = ""
 
 
@@ -126,7 +126,7 @@ _TITAN = "pytorch/torchtitan@{}"
 
 def _first_fsdp2(checkpointing: torchtitan.Checkpointing, figures: dict[str, float]) -> Iterator[ParallelCase]:
     """The table that introduced FSDP2 (#165, March 2024): percent of 95.0396 GiB; no setting of the allocator."""
-    model = partial(torchtitan.llama, torchtitan.LLAMA2_7B, age="march 2024")
+    model = partial(torchtitan.llama, torchtitan.LLAMA2_7B, first=True)
     run = _Titan(model, 8, (8, 2048), checkpointing, (2, 3), kept=True)
     for metric, percent in figures.items():
         yield ParallelCase(
@@ -163,7 +163,10 @@ def _policies() -> Iterator[ParallelCase]:
             yield _titan(f"pr822_{policy}_{'step1' if steps == 1 else 'later'}", "5940ddeb5 (#822)", gib, run, words)
 
 
-_LAUNCHED = "no expandable segments: the script for one host sets them, these runs have another launcher"
+_LAUNCHED = "the allocator without expandable segments: the script for one host sets them, not what starts several"
+_EXPANDED = "expandable segments: the script for one host asks for them, what starts several has its own settings"
+#: From 15 August 2025 the script set ``PYTORCH_ALLOC_CONF``, which PyTorch up to 2.9 ignores (pytorch/pytorch#183387).
+_IGNORED = ""
 _TABLES = "9dec370, benchmarks/llama3_h100_202412_torchtitan.md@b5bcd76"
 #: At d9bdfbb: cuDNN's attention, which the list of saved operators did not have yet.
 _SEPARATE = _Titan(
@@ -187,6 +190,20 @@ def _litgpt(name: str, gigabytes: float, trace: Callable[[], Trace], how: str) -
     )  # fmt: skip
 
 
+# -- fsdp_qlora -----------------------------------------------------------------------------------------------------
+
+_RTX_3090 = Device("cuda", "RTX 3090", (8, 6), 82, torch=(2, 2))
+
+
+def _lora(tokens: int, gib: float) -> ParallelCase:
+    """``max_memory_allocated`` of a rank."""
+    return ParallelCase(
+        f"7b_lora_{tokens}", "AnswerDotAI/fsdp_qlora:benchmarks_03_2024.md@05ed9f2", "allocated", round(gib * _GIB),
+        f"Llama-2-7B, LoRA r=64 on q, k, v and the MLP, FSDP over 2, 1 × {tokens:,} tokens each, bf16, layers recomputed, AdamW",
+        partial(fsdp_qlora.lora, 1, tokens, _RTX_3090),
+    )  # fmt: skip
+
+
 CASES: tuple[ParallelCase, ...] = (
     *_first_fsdp2("full", {"active": 23.92, "reserved": 32.64}),
     *_first_fsdp2("op", {"active": 52.13, "reserved": 62.51}),
@@ -204,19 +221,31 @@ CASES: tuple[ParallelCase, ...] = (
     _titan(
         "t3_fsdp128", _TABLES, 67.0, _Titan(_LLAMA3, 128, (2, 8192), "op", (2, 6)), _WORDS.format(128, 2, "foreach", ""), "", _LAUNCHED
     ),
-    _titan("pr1881_fsdp2_8", "d9bdfbb20 (#1881)", 47.82, _SEPARATE, _WORDS.format(8, 1, "fused", ""), "", _LAUNCHED),
+    _titan("pr1881_fsdp2_8", "d9bdfbb20 (#1881)", 47.82, _SEPARATE, _WORDS.format(8, 1, "fused", ""), _IGNORED),
     _titan(
-        "pr1881_fsdp2_64", "d9bdfbb20 (#1881)", 31.41, replace(_SEPARATE, ranks=64), _WORDS.format(64, 1, "fused", ""), "", _LAUNCHED
+        "pr1881_fsdp2_64", "d9bdfbb20 (#1881)", 31.41, replace(_SEPARATE, ranks=64), _WORDS.format(64, 1, "fused", ""), _EXPANDABLE, _EXPANDED
     ),
-    _titan("pr1690_qwen3_32b_f8_b1", "d66b72a6a (#1690)", 81.47, _QWEN3, _QWEN3_WORDS.format(8, 1)),
-    _titan("pr1690_qwen3_32b_f8_b2", "d66b72a6a (#1690)", 89.33, replace(_QWEN3, batch=(2, 4096)), _QWEN3_WORDS.format(8, 2)),
+    _titan("pr1690_qwen3_32b_f8_b1", "d66b72a6a (#1690)", 81.47, _QWEN3, _QWEN3_WORDS.format(8, 1), _IGNORED),
     _titan(
-        "pr1690_qwen3_32b_f16_b4", "d66b72a6a (#1690)", 78.48, replace(_QWEN3, batch=(4, 4096), ranks=16), _QWEN3_WORDS.format(16, 4)
+        "pr1690_qwen3_32b_f16_b4", "d66b72a6a (#1690)", 78.48, replace(_QWEN3, batch=(4, 4096), ranks=16), _QWEN3_WORDS.format(16, 4), _EXPANDABLE, _EXPANDED
     ),
     _litgpt("T117", 29.84, partial(litgpt.pretraining, 1, _A100), "gradients accumulated, one GPU"),
     _litgpt("T118", 32.04, partial(litgpt.pretraining, 8, _A100), "gradients accumulated, DDP over 8"),
     _litgpt("T119", 22.13, partial(litgpt.sharded, 8, _A100), "FSDP over 8"),
+    _lora(512, 8.28),
+    _lora(2048, 9.16),
 )  # fmt: skip
+
+#: Rows of these programs that are not held against, and why.
+NOT_COVERED: dict[str, str] = {
+    "pr1690_qwen3_32b_f8_b2": "the card is full: how much PyTorch gives back and takes again depends on what NCCL holds, which is not printed "
+    "(89.33 GiB; 91.23 without an end of memory, 88.46 where that is too much)",
+    "pytorch/pytorch#129721": "its norm and its allocator settings are not printed (77.29 GiB; 77.93 to 86.75 by them)",
+    "pr165_fsdp1_*, 7b_lora_b6": "FSDP1 hands blocks to other streams: what stays active or reserved meanwhile is a matter of timing",
+    "*_compile, *_f8, T021 to T028, pr165_c_*": "compiled blocks or fp8",
+    "pr165_*_2d_active, pr1690_*t4*, pr1690_*t8*, pr1881_*_4x2": "tensor parallelism",
+    "t2, t5, t6, pr1884, pr1610, pr1513, T029": "context or pipeline parallelism, routed experts",
+}
 
 
 if __name__ == "__main__":  # ``python -m tests.accuracy.parallel_cases [NAME …]``

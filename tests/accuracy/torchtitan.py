@@ -1,7 +1,6 @@
 """What torchtitan trains at the commits that printed figures: its Llama, its loss and its activation checkpointing.
 
-Read in pytorch/torchtitan at 83c879f (March 2024), 1ec2ece (June 2024), 9dec370 (December 2024) to e23bb70 (March 2025), d66b72a and
-d9bdfbb (autumn 2025).
+Read in pytorch/torchtitan at 83c879f (March 2024), 9dec370 (December 2024) to e23bb70 (March 2025), d66b72a and d9bdfbb (autumn 2025).
 """
 
 from __future__ import annotations
@@ -55,40 +54,6 @@ class OwnNorm(nn.Module):
         return scaled * self.weight
 
 
-class _Fused(torch.autograd.Function):
-    """Its RMS norm in one Triton kernel each way (``fused_rmsnorm``)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        shape = x.shape
-        x = x.view(-1, shape[-1])
-        result = torch.empty_like(x)
-        deviations = torch.empty(len(x), dtype=torch.float32, device=x.device)
-        ctx.save_for_backward(x, weight, deviations)
-        return result.reshape(shape)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, weight, _ = ctx.saved_tensors
-        of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
-        sms = torch.cuda.get_device_properties(x.device).multi_processor_count
-        parts = torch.empty(sms, len(weight), dtype=torch.float32, device=x.device)
-        of_weight = parts.sum(0).to(weight.dtype)
-        return of_x.view(grad.shape), of_weight
-
-
-class FusedNorm(nn.Module):
-    """Without a copy in float32."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = _Fused.apply(x, self.weight)
-        return result
-
-
 def _turned(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary positions, as complex products in float32."""
     q_pairs = torch.view_as_complex(q.float().reshape(*q.shape[:-1], -1, 2))
@@ -129,7 +94,7 @@ class _Attention(nn.Module):
         with sdpa_kernel(self.backends):
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         output = output.transpose(1, 2).contiguous()
-        output = output.view(x.shape)
+        output = output.view(*x.shape[:-1], -1)
         return self.wo(output)
 
 
@@ -179,24 +144,22 @@ class Decoder(nn.Module):
             h = h.view(-1, h.shape[-1])
         for layer in self.layers:
             h = layer(h, self.table, batch)
-        if self.flat:
-            h = h.view(batch, -1, h.shape[-1])
         h = self.norm(h)
+        if self.flat:
+            h = h.view(batch, h.shape[0] // batch, h.shape[-1])
         output = self.output(h)
         return output.float() if self.wide else output
 
 
-#: Which commits: those of March 2024 are flat and keep the logits, those until summer 2024 have wide logits.
-Age = Literal["march 2024", "june 2024", "later"]
-
-
-def llama(shape: Shape, norm: Callable[[int], nn.Module] = OwnNorm, cudnn: bool = False, age: Age = "later") -> Decoder:
-    """Weights in float32."""
+def llama(
+    shape: Shape, norm: Callable[[int], nn.Module] = OwnNorm, cudnn: bool = False, first: bool = False
+) -> Decoder:
+    """Weights in float32. ``first``: as in the first commits, flat and wide."""
     with torch.device("meta"):
         make_norm = partial(norm, shape.width)
         block = partial(Block, partial(_Attention, shape, cudnn), partial(FeedForward, shape), make_norm)
         table = torch.empty(shape.positions, shape.width // shape.heads // 2, dtype=torch.complex64)
-        return Decoder(shape, block, make_norm, table, flat=age == "march 2024", wide=age != "later")
+        return Decoder(shape, block, make_norm, table, flat=first, wide=first)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
