@@ -9,7 +9,11 @@ from typing import Any, Literal, get_args
 
 from graphmem.errors import GraphmemError, nearest
 
-Schedule = Literal["GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"]
+Schedule = Literal[
+    "GPipe", "1F1B", "Interleaved1F1B", "LoopedBFS", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"
+]
+#: Schedules of one stage a rank.
+_SINGLE = ("GPipe", "1F1B")
 #: Dimensions of the mesh, outermost first: neighbouring ranks share a tensor-parallel group, as in torchtitan and Megatron.
 DIMENSIONS = ("pp", "dp", "fsdp", "cp", "tp")
 
@@ -41,7 +45,29 @@ class Pipeline:
     """Settings of a pipeline: its schedule (`torch.distributed.pipelining.schedules`), and stages a rank."""
 
     schedule: Schedule = "1F1B"
+    #: Of a step; None: as many as stages.
     microbatches: int | None = None
+    #: Stages a rank, of a schedule that interleaves them; None: two.
+    chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            raise GraphmemError(f"schedule {self.schedule!r}: {nearest(self.schedule, get_args(Schedule))}")
+        if self.chunks is not None and self.schedule in _SINGLE and self.chunks > 1:
+            raise GraphmemError(
+                f"chunks {self.chunks}: schedule {self.schedule} has one stage a rank; use Interleaved1F1B or InterleavedZeroBubble"
+            )
+        if self.is_v and self.chunks not in (None, 2):
+            raise GraphmemError(f"chunks {self.chunks}: schedule {self.schedule} has two stages a rank")
+
+    @property
+    def chunks_a_rank(self) -> int:
+        return 1 if self.schedule in _SINGLE else self.chunks or 2
+
+    @property
+    def is_v(self) -> bool:
+        """Whether the second stage of a rank is the mirror of its first."""
+        return self.schedule in ("ZBVZeroBubble", "DualPipeV")
 
 
 @dataclass(frozen=True)
@@ -69,10 +95,6 @@ class Parallel:
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise GraphmemError(f"{name} {size!r}: a number of ranks, 1 or more")
-        if self.pipeline.schedule not in get_args(Schedule):
-            raise GraphmemError(
-                f"schedule {self.pipeline.schedule!r}: {nearest(self.pipeline.schedule, get_args(Schedule))}"
-            )
         if self.sequence_parallel and self.tp == 1:
             raise GraphmemError("sequence-parallel: is about activations between tensor-parallel layers; add --tp")
         if self.loss_parallel and self.tp == 1:

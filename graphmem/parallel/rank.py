@@ -18,7 +18,7 @@ from graphmem.parallel.experts import dispatch
 from graphmem.parallel.fake_world import fake_world
 from graphmem.parallel.fsdp import shard
 from graphmem.parallel.layout import DIMENSIONS, Parallel
-from graphmem.parallel.pipeline import Scheduled, cut
+from graphmem.parallel.pipeline import Microbatch, Scheduled, cut_for, parts_of, stages_of
 from graphmem.parallel.plans import Plans, plans_of
 from graphmem.parallel.tensor import split
 
@@ -69,36 +69,26 @@ class Rank:
                 "pp: pipelines are run of a language model of transformers by name, with tokens and labels of its own"
             )
         config: Any = module.config
-        width = config.get_text_config(decoder=True).hidden_size
-        dtype = (
-            getattr(torch, self.parallel.sharding.param_dtype or "")
-            if self.parallel.sharding.param_dtype
-            else next(module.parameters()).dtype
-        )
-        self._hidden = (*tokens.shape, width), dtype
-        cut(module, self.stage, stages, self._hidden)
-        whole = {name: kwargs[name].repeat(self.microbatches, 1) for name in ("input_ids", "labels")}
-        ends = {"input_ids"} if self.stage == 0 else {"labels"} if self.stage == stages - 1 else set()
-        return module, (), {name: value for name, value in whole.items() if name in ends}
-
-    def _scheduled(self, called: nn.Module, module: nn.Module) -> nn.Module:
-        """The stage in its schedule."""
-        shape, dtype = self._hidden
-        first, last = self.stage == 0, self.stage == self.parallel.pp - 1
-        config: Any = module.config
         text = config.get_text_config(decoder=True)
-        given = (
-            torch.empty(shape[:2], dtype=torch.int64, device="meta")
-            if first
-            else torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        named = self.parallel.sharding.param_dtype
+        dtype = getattr(torch, named) if named else next(module.parameters()).dtype
+        self._batch, self._loss = (
+            Microbatch(tuple(tokens.shape), text.hidden_size, dtype, text.vocab_size),
+            module.loss_function,
         )
-        made = torch.empty(
-            (*shape[:2], text.vocab_size) if last else shape, dtype=dtype, device="meta", requires_grad=True
-        )
-        loss: Any = module.loss_function
+        whole = {name: kwargs[name].repeat(self.microbatches, 1) for name in ("input_ids", "labels")}
+        found = stages_of(self.parallel.pipeline, self.stage, stages)
+        ends = {"input_ids"} if 0 in found else set()
+        ends |= {"labels"} if stages * len(found) - 1 in found else set()
+        part = cut_for(module, self.parallel.pipeline, self.stage, stages, self._batch)
+        return part, (), {name: value for name, value in whole.items() if name in ends}
+
+    def _scheduled(self, called: list[nn.Module]) -> nn.Module:
+        """The rank's stages in their schedule."""
+        batch, loss = self._batch, self._loss
 
         def of_microbatch(logits: Any, labels: Any) -> Any:
-            return loss(logits=logits, labels=labels, vocab_size=text.vocab_size)
+            return loss(logits=logits, labels=labels, vocab_size=batch.vocabulary)
 
         return Scheduled(
             called,
@@ -107,27 +97,29 @@ class Rank:
             self.parallel.pipeline,
             self.microbatches,
             self._mesh["pp"].get_group(),
-            given,
-            made,
+            batch,
             of_microbatch,
         )
 
     def spread(self, module: nn.Module) -> None:
+        for part in parts_of(module):
+            self._spread(part)
+
+    def _spread(self, module: nn.Module) -> None:
         parallel = self.parallel
         plans = plans_of(module, parallel) if parallel.tp > 1 or parallel.ep > 1 else Plans({}, {})
         if parallel.tp > 1:
-            split(module, self._mesh["tp"], plans.tensor, self.parallel.sequence_parallel, self.parallel.loss_parallel)
-        experts = []
-        if self.parallel.ep > 1:
-            experts = dispatch(module, self._expert_mesh["ep"], self._mesh["tp"], plans.experts)
-        if self.parallel.shards > 1:
-            shard(module, self._shard_mesh(), self.parallel.sharding, experts, self._expert_shards())
+            split(module, self._mesh["tp"], plans.tensor, parallel.sequence_parallel, parallel.loss_parallel)
+        experts = dispatch(module, self._expert_mesh["ep"], self._mesh["tp"], plans.experts) if parallel.ep > 1 else []
+        if parallel.shards > 1:
+            shard(module, self._shard_mesh(), parallel.sharding, experts, self._expert_shards())
 
     def wrapped(self, module: nn.Module) -> nn.Module:
-        called = module
+        called = parts_of(module)
         if self.parallel.dp > 1 and self.parallel.shards == 1:
-            called = replicated(module, self._mesh["dp"].get_group(), self.parallel.buckets)
-        return self._scheduled(called, module) if self.parallel.pp > 1 else called
+            group = self._mesh["dp"].get_group()
+            called = [replicated(part, group, self.parallel.buckets) for part in called]
+        return self._scheduled(called) if self.parallel.pp > 1 else called[0]
 
     def _named(self, mesh: DeviceMesh, name: str, size: int) -> None:
         """Remember what a process group is; the same ranks may be one for several dimensions."""

@@ -197,7 +197,7 @@ Checkpointing = Literal["none", "full", "op"]
 _MM = torch.ops.aten.mm.default
 _SAVED = {
     _MM, torch.ops.aten._scaled_dot_product_efficient_attention.default, torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten.max.default,
+    torch.ops.aten.max.default, torch.ops._c10d_functional.reduce_scatter_tensor.default,
 }  # fmt: skip
 
 

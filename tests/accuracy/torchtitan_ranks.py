@@ -11,6 +11,15 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
 
 from graphmem.parallel.fake_world import fake_world
 
@@ -66,22 +75,31 @@ class _InItsStream:
 
 @dataclass
 class Fsdp2:
-    """A rank of FSDP2: float32 shards, bf16 to compute, float32 to reduce. ``input_apart``: as before PyTorch 2.5."""
+    """A rank of FSDP2: float32 shards, bf16 to compute, float32 to reduce.
+
+    Args:
+        input_apart: as before PyTorch 2.5.
+        tensor: ranks that share a layer, with sequences spread between layers and the loss of spread logits.
+    """
 
     ranks: int
     grouping: Grouping = last_kept
     input_apart: bool = False
+    tensor: int = 1
 
     @contextlib.contextmanager
     def entered(self, device: str) -> Iterator[None]:
-        with fake_world(self.ranks, 0):
-            self._mesh: DeviceMesh = init_device_mesh(device, (self.ranks,))
+        of_loss = loss_parallel() if self.tensor > 1 else contextlib.nullcontext()
+        with fake_world(self.ranks * self.tensor, 0), of_loss:
+            self._mesh: DeviceMesh = init_device_mesh(device, (self.ranks, self.tensor), mesh_dim_names=("dp", "tp"))
             yield
 
     def spread(self, module: nn.Module) -> None:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         model: Any = module.model
-        self.grouping(model, {"mesh": self._mesh, "mp_policy": policy})
+        if self.tensor > 1:
+            _split(model, self._mesh["tp"])
+        self.grouping(model, {"mesh": self._mesh["dp"], "mp_policy": policy})
         # As its first forward would: views of shards only. Here, they belong to their layers and not to the root that loops over them.
         state = model._get_fsdp_state()
         state._lazy_init()
@@ -92,6 +110,31 @@ class Fsdp2:
 
     def wrapped(self, module: nn.Module) -> nn.Module:
         return module
+
+
+def _split(model: Any, mesh: DeviceMesh) -> None:
+    """The plan of d9bdfbb: between layers a rank has a part of the sequence, within them a part of the heads and inner features."""
+    whole, part = Replicate(), Shard(1)
+    outside = {
+        "tok_embeddings": RowwiseParallel(input_layouts=whole, output_layouts=part),
+        "norm": SequenceParallel(),
+        "output": ColwiseParallel(input_layouts=part, output_layouts=Shard(-1), use_local_output=False),
+    }
+    parallelize_module(model, mesh, outside)
+    for layer in model.layers:
+        plan = {
+            "attention_norm": SequenceParallel(),
+            "attention": PrepareModuleInput(
+                input_layouts=(part, None, None), desired_input_layouts=(whole, None, None)
+            ),
+            **{f"attention.{name}": ColwiseParallel() for name in ("wq", "wk", "wv")},
+            "attention.wo": RowwiseParallel(output_layouts=part),
+            "ffn_norm": SequenceParallel(),
+            "feed_forward": PrepareModuleInput(input_layouts=(part,), desired_input_layouts=(whole,)),
+            **{f"feed_forward.{name}": ColwiseParallel() for name in ("w1", "w3")},
+            "feed_forward.w2": RowwiseParallel(output_layouts=part),
+        }
+        parallelize_module(getattr(layer, "_checkpoint_wrapped_module", layer), mesh, plan)
 
 
 class _AdamW(torch.optim.AdamW):
