@@ -50,7 +50,7 @@ def _process(number: int, parallel: Parallel, make: Make, workload: Workload, po
     torch.set_num_threads(1)
     rank = Rank(parallel, number, gloo(port))
     with rank.entered("cpu"), _settling():
-        torch.save(cpu.measured(*make(), workload, rank), Path(folder, str(number)))
+        torch.save(cpu.measured(*rank.part(*make()), workload, rank), Path(folder, str(number)))
 
 
 @contextlib.contextmanager

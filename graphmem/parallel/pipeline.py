@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import ProcessGroup
+from torch.utils._python_dispatch import _disable_current_modes
 
 from graphmem.errors import GraphmemError, UnsupportedError
 from graphmem.parallel.layout import Pipeline
@@ -186,13 +187,14 @@ def _stage(module: nn.Module, stage: int, stages: int, batch: Microbatch, group:
     def example(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
 
-    given = torch.empty(batch.shape, dtype=torch.int64, device="meta") if first else example(shape)
-    made = example((*batch.shape, batch.vocabulary) if last else shape)
     device = next(module.parameters()).device
-    found: Any = PipelineStage(
-        module, stage, stages, device, input_args=given, output_args=made, input_grads=None if first else given.detach(),
-        output_grads=None if last else made.detach(), group=group,
-    )  # fmt: skip
+    with _disable_current_modes():  # examples without memory, which no step makes
+        given = torch.empty(batch.shape, dtype=torch.int64, device="meta") if first else example(shape)
+        made = example((*batch.shape, batch.vocabulary) if last else shape)
+        found: Any = PipelineStage(
+            module, stage, stages, device, input_args=given, output_args=made, input_grads=None if first else given.detach(),
+            output_grads=None if last else made.detach(), group=group,
+        )  # fmt: skip
     agreed = torch.ones(1, dtype=torch.int32, device="cpu")
     found._warmup_forward_vote = found._warmup_backward_result = lambda *args, **kwargs: agreed
     return found
