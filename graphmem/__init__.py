@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from graphmem.api import inspect as inspect
     from graphmem.api import load_trace as load_trace
     from graphmem.api import measure as measure
+    from graphmem.api import plan as plan
     from graphmem.api import show as show
     from graphmem.api import trace as trace
     from graphmem.api import train as train
@@ -36,6 +37,7 @@ _HOMES = {
     "inspect": "graphmem.api",
     "load_trace": "graphmem.api",
     "measure": "graphmem.api",
+    "plan": "graphmem.api",
     "show": "graphmem.api",
     "trace": "graphmem.api",
     "train": "graphmem.api",
@@ -55,7 +57,7 @@ _HOMES = {
 
 __all__ = [
     "Device", "Estimate", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "infer", "inspect",
-    "load_trace", "measure", "rule", "show", "trace", "train",
+    "load_trace", "measure", "plan", "rule", "show", "trace", "train",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphmem.engines.estimate import Estimate
     from graphmem.measuring.measurement import Measurement
     from graphmem.parallel.megatron.run import MegatronRun
+    from graphmem.parallel.plan import Plan
     from graphmem.parallel.run import ParallelRun
     from graphmem.parallel.zero_run import ZeroRun
     from graphmem.tracing.device import Device
@@ -252,6 +253,64 @@ def train(
     choices = Choices(batch_size, seq_len, None, trust_remote_code, Access(revision, token, offline), packed)
     job = Job(target, inputs, training, choices, base, on, gpu is not None)
     return trained(job) if layout is None else spread_over(job, layout)
+
+
+def plan(
+    target: str | Path,
+    *,
+    gpu: str,
+    gpus: int,
+    global_batch: int,
+    seq_len: int = 4096,
+    engine: str = "megatron",
+    top: int = 10,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Plan:
+    """Which layouts of a training run fit on so many GPUs, and which is the cheapest by a stated proxy.
+
+    Args:
+        target: a model id or folder.
+        gpu: of the table (``"H100-80GB"``).
+        gpus: how many.
+        global_batch: sequences of a step, over all GPUs.
+        seq_len: tokens of a sequence.
+        engine: ``"megatron"``: data, tensor, pipeline and expert parallelism by formula; ``"torch"``: FSDP2 and DTensor, traced.
+        top: how many of those that fit are traced where they were only reckoned.
+        progress: is told what is being looked at.
+        revision, token, offline: as in `inspect`.
+
+    Returns:
+        A Plan: ``plan.fitting`` (layouts, the cheapest first; bytes), ``plan.report()``.
+
+    Raises:
+        GraphmemError: with one line that says what is wrong, where, and what to do next.
+    """
+    from graphmem.tracing.targets import require_torch
+
+    require_torch()
+    from graphmem.parallel.plan import megatron_plan, torch_plan
+    from graphmem.tracing.device import traced_for
+
+    if engine not in ("megatron", "torch"):
+        raise GraphmemError(f"engine {engine!r}: plan with 'megatron' or 'torch'")
+    for name, count in (("gpus", gpus), ("global_batch", global_batch), ("seq_len", seq_len)):
+        if count < 1:
+            raise GraphmemError(f"{name} {count}: must be 1 or more")
+    device, access = traced_for(None, gpu, None), Access(revision, token, offline)
+    if engine == "megatron":
+        return megatron_plan(str(target), device, gpus, global_batch, seq_len, access)
+
+    def traced(**choices: Any) -> Any:
+        mixed = {"param_dtype": "bfloat16", "reduce_dtype": "float32"} if "fsdp" in choices else {}
+        return train(
+            target, gpu=gpu, seq_len=seq_len, recipe="fp32" if mixed else "bf16", revision=revision, token=token, offline=offline,
+            parallel=mixed, **choices,
+        )  # fmt: skip
+
+    return torch_plan(str(target), device, gpus, global_batch, seq_len, traced, top, progress)
 
 
 def infer(

@@ -10,7 +10,7 @@ import click
 import graphmem
 from graphmem.cli.errors import ErrorsInOneLine
 
-_COMMANDS = ("inspect", "trace", "train", "infer", "measure", "show")
+_COMMANDS = ("inspect", "trace", "train", "plan", "infer", "measure", "show")
 
 
 class _LazyGroup(click.Group):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -43,12 +43,12 @@ class HeaderProgress:
 
 
 @contextlib.contextmanager
-def working(what: str, quiet: bool) -> Iterator[None]:
-    """A spinner with ``what`` beside it, for work that has no count."""
+def working(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner with ``what`` beside it, for work that has no count; call what is given to say what it is at."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield
+        yield lambda step: None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    with Console(stderr=True).status(what) as status:
+        yield lambda step: status.update(f"{what}: {step}")

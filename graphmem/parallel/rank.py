@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,9 @@ class Rank:
 
     @contextlib.contextmanager
     def entered(self, device: str) -> Iterator[None]:
-        with self.enter(self.parallel.gpus, self.number):
+        with warnings.catch_warnings(), self.enter(self.parallel.gpus, self.number):
+            # Engines warn of what their users' code might do next (views of outputs, random states of other devices); there is none here.
+            warnings.simplefilter("ignore")
             sizes = tuple(getattr(self.parallel, name) for name in DIMENSIONS)
             self._mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
             for name, size in zip(DIMENSIONS, sizes, strict=True):

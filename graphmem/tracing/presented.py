@@ -159,6 +159,8 @@ class Presented(TorchFunctionMode):
         }
         if here.type == "cuda":
             answers[tensor.cuda] = stays
+            # A block that another stream still reads is given back a moment later (FSDP1); here everything is done at once.
+            answers[tensor.record_stream] = lambda func, args, kwargs: None
         return answers | dict.fromkeys(_FROM_DATA, from_data)
 
     # -- for as long as it is active ------------------------------------------------------------------------------

@@ -164,8 +164,8 @@ def _policies() -> Iterator[ParallelCase]:
             yield _titan(f"pr822_{policy}_{'step1' if steps == 1 else 'later'}", "5940ddeb5 (#822)", gib, run, words)
 
 
-_LAUNCHED = "the allocator without expandable segments: the script for one host sets them, not what starts several"
-_EXPANDED = "expandable segments: the script for one host asks for them, what starts several has its own settings"
+_LAUNCHED = "no expandable segments: the script of then sets them, but the table is of runs on 8 to 512 GPUs, started by something else"
+_EXPANDED = "expandable segments: the script asks for them in vain, but several hosts are started by something else"
 #: From 15 August 2025 the script set ``PYTORCH_ALLOC_CONF``, which PyTorch up to 2.9 ignores (pytorch/pytorch#183387).
 _IGNORED = ""
 _TABLES = "9dec370, benchmarks/llama3_h100_202412_torchtitan.md@b5bcd76"

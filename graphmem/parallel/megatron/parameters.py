@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphmem.errors import GraphmemError
 from graphmem.parallel.megatron.architecture import Architecture
@@ -21,10 +21,17 @@ class Weight:
     shape: tuple[int, ...]
     expert: bool = False
     matrix: bool = False
+    #: How many there are: experts are alike.
+    count: int = 1
+
+    @property
+    def each(self) -> int:
+        """Elements of one."""
+        return math.prod(self.shape)
 
     @property
     def numel(self) -> int:
-        return math.prod(self.shape)
+        return self.count * self.each
 
 
 def check(model: Architecture, run: Megatron) -> None:
@@ -82,8 +89,8 @@ def layer(model: Architecture, run: Megatron, experts: bool) -> Iterator[Weight]
     mixture = model.experts
     assert mixture is not None
     yield Weight("router", (mixture.count, model.hidden))
-    for _ in range(mixture.count // run.ep):
-        yield from _mlp(model, "experts", mixture.ffn // run.expert_tp, model.bias, expert=True)
+    for weight in _mlp(model, "experts", mixture.ffn // run.expert_tp, model.bias, expert=True):
+        yield replace(weight, count=mixture.count // run.ep)
     if mixture.shared:
         yield from _mlp(model, "shared expert", mixture.shared // run.tp, bias=False)
 

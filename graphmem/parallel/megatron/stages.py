@@ -24,16 +24,21 @@ def chunks_of(layers: int, stages: int, chunks: int, stage: int, predictors: int
         GraphmemError: layers are not divided by stages and chunks.
     """
     parts = stages * chunks
-    if layers % parts:
+    # ``--account-for-embedding-in-pipeline-split`` and ``-loss-``: both count as a layer, as Llama 3's 126 were dealt out.
+    ends = 0 if layers % parts == 0 else 1
+    each, rest = divmod(layers + 2 * ends, parts)
+    if rest or layers < parts:
         raise GraphmemError(
-            f"{layers} layers are not divided by {stages} stages" + (f" × {chunks} chunks" if chunks > 1 else "")
+            f"{layers} layers, or {layers + 2} with embedding and loss, are not divided by {stages} stages"
+            + (f" × {chunks} chunks" if chunks > 1 else "")
         )
-    each = layers // parts
     found = []
     for chunk in range(chunks):
         part = chunk * stages + stage
         last = part == parts - 1
-        found.append(Chunk(tuple(range(part * each, (part + 1) * each)), part == 0, last, predictors if last else 0))
+        first = max(part * each - ends, 0)
+        until = min((part + 1) * each - ends, layers)
+        found.append(Chunk(tuple(range(first, until)), part == 0, last, predictors if last else 0))
     return tuple(found)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graphmem.checkpoint import Basis
 from graphmem.parallel.megatron.architecture import Architecture
-from graphmem.parallel.megatron.parameters import weights
+from graphmem.parallel.megatron.parameters import Weight, weights
 from graphmem.parallel.megatron.settings import Megatron
 from graphmem.parallel.megatron.stages import Chunk
 from graphmem.timeline.events import CUDA_ROUNDING, Kind
@@ -43,9 +43,9 @@ def states(model: Architecture, run: Megatron, chunks: Sequence[Chunk]) -> Itera
     for chunk in chunks:
         found = list(weights(model, run, chunk))
         for expert, ranks in ((False, run.dp * run.cp), (True, run.expert_dp)):
-            sizes = [weight.numel for weight in found if weight.expert == expert]
+            here = [weight for weight in found if weight.expert == expert]
             sharers = max(ranks // run.num_distributed_optimizer_instances, 1)
-            held = _distributed(sizes, sharers, run.fp16) if run.use_distributed_optimizer else _whole(sizes, run.fp16)
+            held = _distributed(here, sharers, run.fp16) if run.use_distributed_optimizer else _whole(here, run.fp16)
             for kind, nbytes in held:
                 totals[kind] += nbytes
     yield Line("parameter", "16-bit parameters", totals["parameter"])
@@ -53,20 +53,20 @@ def states(model: Architecture, run: Megatron, chunks: Sequence[Chunk]) -> Itera
     yield Line("optimizer", "fp32 parameters and Adam's moments", totals["optimizer"])
 
 
-def _distributed(sizes: Sequence[int], ranks: int, fp16: bool) -> Iterator[tuple[str, int]]:
-    if not sizes:
+def _distributed(found: Sequence[Weight], ranks: int, fp16: bool) -> Iterator[tuple[str, int]]:
+    if not found:
         return
-    padded = round_up(sum(round_up(size, _START) for size in sizes), math.lcm(ranks, _END))
+    padded = round_up(sum(weight.count * round_up(weight.each, _START) for weight in found), math.lcm(ranks, _END))
     yield "parameter", 2 * padded
     yield "gradient", (2 if fp16 else 4) * padded
-    yield "optimizer", 12 * sum(sizes) // ranks
+    yield "optimizer", 12 * sum(weight.numel for weight in found) // ranks
 
 
-def _whole(sizes: Sequence[int], fp16: bool) -> Iterator[tuple[str, int]]:
-    yield "parameter", sum(round_up(2 * size, CUDA_ROUNDING) for size in sizes)
+def _whole(found: Sequence[Weight], fp16: bool) -> Iterator[tuple[str, int]]:
+    yield "parameter", sum(weight.count * round_up(2 * weight.each, CUDA_ROUNDING) for weight in found)
     # fp16 gradients are reduced as they are (training/arguments.py: only bf16 accumulates in fp32).
-    yield "gradient", (2 if fp16 else 4) * sum(sizes)
-    yield "optimizer", 3 * sum(round_up(4 * size, CUDA_ROUNDING) for size in sizes)
+    yield "gradient", (2 if fp16 else 4) * sum(weight.numel for weight in found)
+    yield "optimizer", 3 * sum(weight.count * round_up(4 * weight.each, CUDA_ROUNDING) for weight in found)
 
 
 def fp32_gradients(model: Architecture, run: Megatron, chunks: Sequence[Chunk]) -> int:

@@ -107,7 +107,8 @@ def backend(p: _Problem) -> str:
         "cudnn": flags.cudnn_sdp_enabled(),
     }
     order = {"flash": _flash, "efficient": _efficient}
-    if p.device.capability[0] in (9, 10):  # check_prefer_cudnn_attention, with the cuDNN 9.20 that torch 2.13 ships
+    # check_prefer_cudnn_attention: with cuDNN above 9.15, which wheels have since 2.11 (pytorch#138522, #162073).
+    if p.device.capability[0] in (9, 10) and p.device.torch >= (2, 11):
         order = {"cudnn": _cudnn, **order}
     if _tensors_fit(p):
         for name, can in order.items():
