@@ -132,7 +132,7 @@ def test_that_test_can_fail() -> None:
 def test_public_names() -> None:
     assert set(dir(graphmem)) == {
         "Device", "Estimate", "Figure", "GraphmemError", "Report", "Scratch", "Section", "Table", "Trace", "TrainingRun", "__version__", "fit_formula", "infer", "inspect",
-        "load_trace", "measure", "rule", "show", "trace", "train",
+        "load_trace", "measure", "plan", "rule", "show", "trace", "train",
     }  # fmt: skip
     assert all(getattr(graphmem, name) is not None for name in graphmem.__all__)
     with pytest.raises(AttributeError, match="module 'graphmem' has no attribute 'estimate'"):

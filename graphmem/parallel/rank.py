@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor.parallel import loss_parallel
 
 from graphmem.errors import UnsupportedError
+from graphmem.parallel.context import part_of_sequence, ring
 from graphmem.parallel.ddp import replicated
 from graphmem.parallel.experts import dispatch
 from graphmem.parallel.fake_world import fake_world
@@ -48,7 +49,11 @@ class Rank:
                 self._named(self._mesh[name], name, size)
             if self.parallel.ep > 1:
                 self._expert_mesh = self._experts_laid_out(device)
-            with loss_parallel() if self.parallel.loss_parallel else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if self.parallel.loss_parallel:
+                    stack.enter_context(loss_parallel())
+                if self.parallel.cp > 1:
+                    stack.enter_context(ring(self._mesh["cp"]))
                 yield
 
     @property
@@ -64,6 +69,12 @@ class Rank:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]:
         stages = self.parallel.pp
+        if self.parallel.cp > 1:
+            if stages > 1:
+                raise UnsupportedError(
+                    "cp and pp together are not run by PyTorch's schedules here; use --engine megatron"
+                )
+            return module, (), part_of_sequence(args, kwargs, self.parallel.cp)
         if stages == 1:
             return module, args, kwargs
         tokens = kwargs.get("input_ids")

@@ -61,9 +61,7 @@ def _ranks(run: ParallelRun) -> Table:
             rank.run.peak,
         ]
         rows.append((*row, rank.run.reserved) if on_gpu else tuple(row))  # type: ignore[arg-type]
-    notes = (
-        "traced is the first of each row; where a dimension does not divide, the others hold up to one row of each parameter less",
-    )
+    notes = ("traced is the first of each row; FSDP2 pads what its ranks do not divide, so that all hold as much",)
     return Table("ranks", "Ranks", tuple(columns), tuple(rows), "traced", None, notes)
 
 

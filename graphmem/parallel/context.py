@@ -1,0 +1,50 @@
+"""Context parallelism: ranks share a sequence, and pass keys and values around in a ring, as PyTorch's own `context_parallel` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from graphmem.errors import GraphmemError, UnsupportedError
+
+
+def ring(mesh: DeviceMesh) -> AbstractContextManager[None]:
+    """Attention goes around the ranks of a mesh, for as long as this lasts. Each has a part from the sequence's head and one from its tail,
+    so that causal attention is as much work for all (Brandon et al. 2023)."""
+    from torch.distributed.tensor.experimental import context_parallel
+
+    # It shards the buffers that it is given; the rank's inputs are its part already, and this is for the length only.
+    buffer = torch.zeros(2 * mesh.size(), device="cpu" if mesh.device_type == "cpu" else "meta")
+    length: AbstractContextManager[None] = context_parallel(mesh, buffers=[buffer], buffer_seq_dims=[0])
+    return length
+
+
+def part_of_sequence(args: tuple[Any, ...], kwargs: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+    """A rank's part of tokens and labels, with their positions; labels are shifted beforehand, since the next token may be another rank's.
+
+    Raises:
+        GraphmemError: the sequence is not divided, or the inputs are not a language model's.
+    """
+    tokens, labels = kwargs.get("input_ids"), kwargs.get("labels")
+    if args or tokens is None or labels is None:
+        raise UnsupportedError(
+            "cp: sequences are shared by ranks of a language model of transformers by name, with tokens and labels of its own"
+        )
+    if tokens.shape[1] % (2 * ranks):
+        raise GraphmemError(
+            f"cp {ranks}: a sequence of {tokens.shape[1]:,} tokens is not divided into {2 * ranks} parts, two a rank"
+        )
+    length = tokens.shape[1] // ranks
+    here = slice(0, length)
+    positions = torch.arange(length, device=tokens.device).unsqueeze(0)
+    return {
+        **kwargs,
+        "input_ids": tokens[:, here].contiguous(),
+        "labels": labels[:, here].contiguous(),
+        "shift_labels": labels[:, here].contiguous(),
+        "position_ids": positions,
+    }
