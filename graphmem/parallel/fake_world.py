@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def fake_world(size: int, rank: int) -> Iterator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    _teach_norms()
     try:
         with _shapes_unseen():
             yield
@@ -60,3 +62,26 @@ def _shapes_unseen() -> Iterator[None]:
 
     with replaced(ShardingPropagator, name, unseen):
         yield
+
+
+@cache
+def _teach_norms() -> None:
+    """How graphmem's own operator of a fused RMSNorm is sharded: as its input is, but for the dimensions it normalizes; its weight's gradient
+    is a sum over ranks."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+    from torch.distributed.tensor.experimental import register_sharding
+
+    whole = Replicate()
+
+    def forward(x: Any, shape: Any, weight: Any) -> Any:
+        along = [([Shard(d), Shard(d)], [Shard(d), None, whole]) for d in range(x.ndim - len(shape))]
+        return [([whole, whole], [whole, None, whole]), *along]
+
+    def backward(grad: Any, x: Any, shape: Any, rstd: Any, weight: Any) -> Any:
+        along = [
+            ([Shard(d), Partial()], [Shard(d), Shard(d), None, Shard(d), whole]) for d in range(x.ndim - len(shape))
+        ]
+        return [([whole, whole], [whole, whole, None, whole, whole]), *along]
+
+    register_sharding(torch.ops.graphmem.fused_rms_norm.default)(forward)
+    register_sharding(torch.ops.graphmem.fused_rms_norm_backward.default)(backward)

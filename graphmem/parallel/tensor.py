@@ -7,7 +7,6 @@ gathers before, scatters after each block (Korthikanti et al. 2022, §4.2; PyTor
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -93,29 +92,6 @@ def _split_head(module: nn.Module, mesh: DeviceMesh, head: str) -> None:
     parallelize_module(module, mesh, {head: style})
 
 
-@cache
-def _teach_norms() -> None:
-    """How graphmem's own operator of a fused RMSNorm is sharded: as its input is, but for the dimensions it normalizes; its weight's gradient
-    is a sum over ranks."""
-    from torch.distributed.tensor import Partial, Replicate, Shard
-    from torch.distributed.tensor.experimental import register_sharding
-
-    whole = Replicate()
-
-    def forward(x: Any, shape: Any, weight: Any) -> Any:
-        along = [([Shard(d), Shard(d)], [Shard(d), None, whole]) for d in range(x.ndim - len(shape))]
-        return [([whole, whole], [whole, None, whole]), *along]
-
-    def backward(grad: Any, x: Any, shape: Any, rstd: Any, weight: Any) -> Any:
-        along = [
-            ([Shard(d), Partial()], [Shard(d), Shard(d), None, Shard(d), whole]) for d in range(x.ndim - len(shape))
-        ]
-        return [([whole, whole], [whole, whole, None, whole, whole]), *along]
-
-    register_sharding(torch.ops.graphmem.fused_rms_norm.default)(forward)
-    register_sharding(torch.ops.graphmem.fused_rms_norm_backward.default)(backward)
-
-
 def _split_sequence(module: nn.Module, mesh: DeviceMesh, plan: dict[str, str]) -> None:
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
@@ -125,7 +101,6 @@ def _split_sequence(module: nn.Module, mesh: DeviceMesh, plan: dict[str, str]) -
         "colwise_gather_output": ColwiseParallel(output_layouts=Replicate()),
         "embedding_rowwise": RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate()),
     }  # fmt: skip
-    _teach_norms()
     modules = dict(module.named_modules())
     plan = {name: style for name, style in plan.items() if name in modules}
     strange = sorted(set(plan.values()) - set(named))

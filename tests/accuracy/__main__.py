@@ -178,6 +178,12 @@ def _inference() -> Iterator[str]:
     yield from page()
 
 
+def _parallel() -> Iterator[str]:
+    from tests.accuracy.parallel import page
+
+    yield from page()
+
+
 def _measurements() -> Iterator[str]:
     from tests.accuracy.measurements import rows
 
@@ -213,6 +219,7 @@ def main() -> None:
         ("## 7. Measurements by `graphmem measure`", _measurements),
         ("## 8. Single operations", _operations),
         ("## 9. Inference and serving", _inference),
+        ("## 10. Many GPUs", _parallel),
     ):
         if len(sys.argv) > 1 and title.split()[1].rstrip(".") not in sys.argv[1:] and title in before:
             parts.append(before[title])

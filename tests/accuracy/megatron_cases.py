@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,16 @@ def ci_results() -> Iterator[Result]:
             row["id"].removeprefix("mcore-golden/"), "steady", row["steady_allocated_bytes"], memory.allocated, mixture
         )
         yield Result(row["id"].removeprefix("mcore-golden/"), "peak", row["value"], memory.peak, mixture)
+
+
+def left_out() -> dict[str, int]:
+    """Rows of high confidence by the reason for which they are not modelled."""
+    reasons = [
+        not_modelled(json.loads(line))
+        for line in CI.read_text().splitlines()
+        if json.loads(line)["confidence"] == "high"
+    ]
+    return dict(Counter(reason for reason in reasons if reason))
 
 
 def not_modelled(row: dict[str, Any]) -> str:

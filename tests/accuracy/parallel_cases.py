@@ -226,6 +226,10 @@ CASES: tuple[ParallelCase, ...] = (
     _titan(
         "pr1881_fsdp2_64", "d9bdfbb20 (#1881)", 31.41, replace(_SEPARATE, ranks=64), _WORDS.format(64, 1, "fused", ""), _EXPANDABLE, _EXPANDED
     ),
+    _titan(
+        "pr1881_fsdp2_4x2", "d9bdfbb20 (#1881)", 35.33, replace(_SEPARATE, ranks=4, tensor=2),
+        _WORDS.format("4 × 2", 1, "fused", "; tensor and sequence parallel in pairs"), _IGNORED,
+    ),
     _titan("pr1690_qwen3_32b_f8_b1", "d66b72a6a (#1690)", 81.47, _QWEN3, _QWEN3_WORDS.format(8, 1), _IGNORED),
     _titan(
         "pr1690_qwen3_32b_f16_b4", "d66b72a6a (#1690)", 78.48, replace(_QWEN3, batch=(4, 4096), ranks=16), _QWEN3_WORDS.format(16, 4), _EXPANDABLE, _EXPANDED
@@ -235,14 +239,6 @@ CASES: tuple[ParallelCase, ...] = (
     _litgpt("T119", 22.13, partial(litgpt.sharded, 8, _A100), "FSDP over 8"),
     _lora(512, 8.28),
     _lora(2048, 9.16),
-)  # fmt: skip
-
-#: Runs once DTensor knows how `graphmem.fused_rms_norm` and its backward are sharded (35.22 GiB, −0.3 %, with a strategy registered by hand).
-PENDING: tuple[ParallelCase, ...] = (
-    _titan(
-        "pr1881_fsdp2_4x2", "d9bdfbb20 (#1881)", 35.33, replace(_SEPARATE, ranks=4, tensor=2),
-        _WORDS.format("4 × 2", 1, "fused", "; tensor and sequence parallel in pairs"), _IGNORED,
-    ),
 )  # fmt: skip
 
 #: Rows of these programs that are not held against, and why.

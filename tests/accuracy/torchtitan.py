@@ -91,7 +91,7 @@ class _Attention(nn.Module):
         q, k = _turned(q, k, table)
         keys, values = repeated(k, self.repeats), repeated(v, self.repeats)
         q, k, v = q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-        with sdpa_kernel(self.backends):
+        with sdpa_kernel(self.backends, set_priority=True):
             output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         output = output.transpose(1, 2).contiguous()
         output = output.view(*x.shape[:-1], -1)

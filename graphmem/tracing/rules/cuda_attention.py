@@ -106,15 +106,30 @@ def backend(p: _Problem) -> str:
         "efficient": flags.mem_efficient_sdp_enabled(),
         "cudnn": flags.cudnn_sdp_enabled(),
     }
-    order = {"flash": _flash, "efficient": _efficient}
-    # check_prefer_cudnn_attention: with cuDNN above 9.15, which wheels have since 2.11 (pytorch#138522, #162073).
-    if p.device.capability[0] in (9, 10) and p.device.torch >= (2, 11):
-        order = {"cudnn": _cudnn, **order}
+    order = _order(p.device)
     if _tensors_fit(p):
-        for name, can in order.items():
-            if allowed[name] and can(p):
+        for name in order:
+            if name == "math" and flags.math_sdp_enabled():
+                return name
+            if name != "math" and allowed[name] and _CAN[name](p):
                 return name
     return "math"
+
+
+_CAN = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn}
+#: PyTorch's numbers of them (torch.nn.attention.SDPBackend), and the order in which it asks unless it is told another.
+_NUMBERS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
+_DEFAULT = ("flash", "efficient", "math", "cudnn")
+
+
+def _order(device: Device) -> tuple[str, ...]:
+    """That of ``sdpa_kernel(…, set_priority=True)``, else PyTorch's own (sdp_utils.cpp, priority_order and check_prefer_cudnn_attention: with cuDNN
+    above 9.15, which wheels have since 2.11; pytorch#138522, #162073)."""
+    told = tuple(_NUMBERS[number] for number in torch._C._get_sdp_priority_order() if number in _NUMBERS)
+    if told != _DEFAULT:
+        return told
+    preferred = device.capability[0] in (9, 10) and device.torch >= (2, 11)
+    return ("cudnn", *_DEFAULT[:-1]) if preferred else _DEFAULT
 
 
 @rule(
