@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def command(
     chosen = choose_format(format_flags(as_json, as_csv, as_markdown), output, snapshot=True)
     if check and gpu is None and memory is None:
         raise GraphmemError("--fits needs a GPU to fit on; add --gpu NAME or --memory SIZE")
+    # DDP's logger has no clock for the meta device, and says so; read when torch is first imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with working("Tracing", quiet):
         from graphmem.tracing.targets import require_torch
 

@@ -23,16 +23,19 @@ def ring(mesh: DeviceMesh) -> AbstractContextManager[None]:
     return length
 
 
-def part_of_sequence(args: tuple[Any, ...], kwargs: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+def part_of_sequence(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ranks: int
+) -> dict[str, Any]:
     """A rank's part of tokens and labels, with their positions; labels are shifted beforehand, since the next token may be another rank's.
 
     Raises:
         GraphmemError: the sequence is not divided, or the inputs are not a language model's.
     """
     tokens, labels = kwargs.get("input_ids"), kwargs.get("labels")
-    if args or tokens is None or labels is None:
+    kind = type(module).__name__
+    if args or tokens is None or labels is None or not kind.endswith("ForCausalLM"):
         raise UnsupportedError(
-            "cp: sequences are shared by ranks of a language model of transformers by name, with tokens and labels of its own"
+            f"{kind}: context parallelism is run of causal language models of transformers by name; leave --cp out"
         )
     if tokens.shape[1] % (2 * ranks):
         raise GraphmemError(

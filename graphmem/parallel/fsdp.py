@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import _disable_current_modes
 
 from graphmem.errors import GraphmemError
 from graphmem.parallel.layout import Sharding
@@ -25,7 +26,7 @@ def shard(
 
     ``mesh``: of one dimension, or of two (HSDP: replicas, shards). ``experts`` are sharded over those ranks that hold the same ones.
     """
-    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     given: dict[str, Any] = {
         "mesh": mesh,
@@ -33,8 +34,6 @@ def shard(
             param_dtype=_dtype(settings.param_dtype), reduce_dtype=_dtype(settings.reduce_dtype)
         ),
     }
-    if settings.cpu_offload:
-        given["offload_policy"] = CPUOffloadPolicy()
     for expert in experts:
         sharded: Any = fully_shard(expert, **{**given, "mesh": expert_mesh})
         # Ranks of one expert see tokens of all: what its gradient is divided by is the number of them (transformers/distributed/fsdp.py).
@@ -48,6 +47,27 @@ def shard(
     root: Any = fully_shard(module, **given)
     # As its first forward would: views of shards only. Here, they belong to their layers and not to the root that loops over them.
     root._get_fsdp_state()._lazy_init()
+    if settings.cpu_offload:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_to_host)
+
+
+def _to_host(parameter: Any) -> None:
+    """A gradient shard leaves the device as soon as it is reduced. Of the policy itself, which copies, there are no values to be had."""
+    from torch.distributed.tensor import DTensor
+
+    with _disable_current_modes():
+        here = parameter.grad._local_tensor
+        moved = torch.empty(here.shape, dtype=here.dtype, device="meta")
+        parameter.grad = DTensor.from_local(
+            moved,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

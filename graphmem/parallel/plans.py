@@ -30,6 +30,11 @@ def plans_of(module: nn.Module, parallel: Parallel) -> Plans:
             f"{type(module).__name__}: tensor and expert parallelism take the plan of a model of transformers, 5.23 or newer; split your own module "
             "with torch.distributed.tensor.parallel, and trace it on one rank"
         )
+    for what, size, plan in (("tensor", parallel.tp, "tp_plan"), ("expert", parallel.ep, "ep_plan")):
+        if size > 1 and not getattr(module, plan, None):
+            raise UnsupportedError(
+                f"{type(module).__name__}: transformers has no plan for its {what} parallelism (base_model_{plan}); leave --{plan[:2]} out"
+            )
     from transformers.distributed.configuration_utils import DistributedConfig
 
     sizes = {

@@ -57,6 +57,10 @@ class Rank:
                 yield
 
     @property
+    def on_host(self) -> bool:
+        return self.parallel.sharding.cpu_offload
+
+    @property
     def stage(self) -> int:
         """Of the pipeline: the outermost dimension."""
         return self.number // (self.parallel.gpus // self.parallel.pp)
@@ -74,7 +78,7 @@ class Rank:
                 raise UnsupportedError(
                     "cp and pp together are not run by PyTorch's schedules here; use --engine megatron"
                 )
-            return module, (), part_of_sequence(args, kwargs, self.parallel.cp)
+            return module, (), part_of_sequence(module, args, kwargs, self.parallel.cp)
         if stages == 1:
             return module, args, kwargs
         tokens = kwargs.get("input_ids")

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from graphmem.dtypes import from_torch
 from graphmem.report import Column, Figure, Report, Row, Table, sum_row
 from graphmem.units import format_bytes
 
 if TYPE_CHECKING:
     from graphmem.parallel.run import ParallelRun, RankRun
+    from graphmem.timeline.events import Value
+    from graphmem.tracing.trace import Trace
 
 
 def report(run: ParallelRun, by: str | None = None, top: int | None = None, compare_rules: bool = False) -> Report:
     """What ``graphmem train`` prints of several GPUs."""
     whole = run.fullest.run.report(by, top, compare_rules)
     (section,) = whole.sections
-    figures = (Figure("gpus", "GPUs", run.parallel.words, "text", "assumed"), *_figures(run, section.figures))
+    host = _host(run)
+    figures = (Figure("gpus", "GPUs", run.parallel.words, "text", "assumed"), *host, *_figures(run, section.figures))
     tables = (_ranks(run), _communication(run.fullest), *section.tables)
     origin = f"{whole.origin}; rank {run.fullest.number} of {run.parallel.gpus:,}, the fullest, in a world of ranks that send nothing"
     return replace(whole, origin=origin, sections=(replace(section, figures=figures, tables=tables),))
+
+
+def _host(run: ParallelRun) -> Iterator[Figure]:
+    """What FSDP2's CPUOffloadPolicy keeps in host memory: shards and their gradients as they are, and Adam's two moments of each."""
+    if not run.parallel.sharding.cpu_offload:
+        return
+    trained = run.fullest.run
+    shards = sum(math.prod(value.shape) * from_torch(value.dtype).nbytes(1) for value in _parameters(trained.trace))
+    moments = (
+        2 * shards
+        if trained.job.training.optimizer in (None, "AdamW", "Adam") and trained.job.training.adapter is None
+        else 0
+    )
+    what = "shards, gradients and Adam's moments" if moments else "shards and gradients, without the optimizer's states"
+    yield Figure("host", "Host memory of a rank", 2 * shards + moments, "bytes", "formula", what + "; pinned")
+
+
+def _parameters(trace: Trace) -> Iterator[Value]:
+    """Shards, of which none is in a block: they lie in host memory."""
+    yield from (trace.values[index] for index in trace.placeholders.values() if trace.values[index].block is None)
 
 
 def _figures(run: ParallelRun, figures: tuple[Figure, ...]) -> Iterator[Figure]:

@@ -123,5 +123,11 @@ def _check(job: Job, parallel: Parallel) -> None:
             f"recipe {recipe.key!r} keeps its own fp32 masters; FSDP2 shards fp32 weights and computes in 16 bit: "
             "--recipe fp32 --param-dtype bfloat16 --reduce-dtype float32"
         )
+    if parallel.sharding.cpu_offload and (
+        parallel.shards == 1 or training.accumulation > 1 or job.device.type != "cuda"
+    ):
+        raise GraphmemError(
+            "cpu-offload is FSDP2's, from a GPU, without accumulated gradients: add --fsdp, drop --accumulation"
+        )
     if parallel.shards > 1 and recipe is not None and recipe.fp8 is not None:
         raise GraphmemError(f"recipe {recipe.key!r} under FSDP2 is not modelled; use --param-dtype bfloat16")

@@ -84,6 +84,8 @@ class Model:
     gradient_bytes: int = 2
     master_bytes: int = 4
     states: float = 8.0
+    #: Bytes of weights that are not trained: under adapters.
+    frozen: int = 0
 
     @property
     def k(self) -> float:
@@ -123,6 +125,8 @@ def documented(model: Model, zero: Zero) -> dict[str, float]:
 def states(model: Model, zero: Zero) -> Iterator[tuple[str, str, int]]:
     """(kind, what, bytes) that a GPU holds from the end of one step to the backward of the next (runtime/zero/stage_1_and_2.py, stage3.py)."""
     part, stage = _partition(model, zero), zero.stage
+    if model.frozen and not (stage == 3 and zero.offload_param):
+        yield "parameter", "frozen parameters", model.frozen if stage < 3 else math.ceil(model.frozen / zero.ranks)
     if stage == 0:
         yield "parameter", "parameters", model.param_bytes * model.parameters
         yield "optimizer", "optimizer states", round(model.k * model.parameters)
@@ -216,6 +220,8 @@ class Volume:
     paper: float
     run: float
     collectives: str
+    #: How often parameters are gathered beside that, which those that are frozen are too.
+    gathers: float = 0.0
 
 
 def volume(zero: Zero) -> Volume:
@@ -239,7 +245,7 @@ def volume(zero: Zero) -> Volume:
     said = "all-gather in forward and in backward; reduce-scatter of gradients"
     if zero.zero_hpz_partition_size > 1:
         said += "; between nodes: backward gathers within its node"
-    return Volume(3.0, steps * (gathers + scatter), said)
+    return Volume(3.0, steps * (gathers + scatter), said, steps * gathers)
 
 
 def _partition(model: Model, zero: Zero) -> int:

@@ -124,12 +124,12 @@ def _communication(run: ZeroRun) -> Table:
     rows: list[Row] = []
     for other in run.stages():
         found = volume(other.zero)
-        psi = other.model.parameters * other.model.param_bytes
+        psi, frozen = other.model.parameters * other.model.param_bytes, other.model.frozen
         rows.append(
             (
                 f"ZeRO-{other.zero.stage}",
                 round(found.paper * psi),
-                round(found.run * psi),
+                round(found.run * psi + found.gathers * frozen),
                 f"{found.run:g} Ψ ({found.paper:g} Ψ): {found.collectives}",
             )
         )

@@ -125,6 +125,10 @@ def partitioned(job: Job, zero: Zero) -> ZeroRun:
     Raises:
         GraphmemError: a recipe that DeepSpeed does not train with.
     """
+    if job.training.load_in is not None:
+        raise GraphmemError(
+            f"zero and load-in {job.training.load_in}: DeepSpeed with quantized weights is not modelled; --fsdp runs it"
+        )
     training = job.training if job.training.recipe is not None else replace(job.training, recipe="mixed")
     recipe = training.precision
     assert recipe is not None
@@ -135,6 +139,8 @@ def partitioned(job: Job, zero: Zero) -> ZeroRun:
     psi = alone.trained
     kept = max((nbytes for nbytes in _optimizer_bytes(alone.trace)), default=0)
     small, largest = _modules(alone.trace)
+    weights = sum(block.nbytes for block in alone.trace.blocks if block.op is None and block.kind == "parameter")
+    frozen = max(weights - psi * recipe.weights, 0)
     model = Model(
         psi,
         largest,
@@ -143,6 +149,7 @@ def partitioned(job: Job, zero: Zero) -> ZeroRun:
         recipe.gradients,
         recipe.master,
         max(kept / psi - recipe.master, 0.0) if psi else 0.0,
+        frozen,
     )
     return ZeroRun(replace(zero, accumulation=training.accumulation), model, alone)
 

@@ -26,6 +26,8 @@ class Ledger:
         self.op: int | None = None
         #: The CUDA stream that is current.
         self.stream = 0
+        #: What is made now lies in host memory: it is followed, in no block.
+        self.on_host = False
         #: Where ``torch.cuda.empty_cache()`` was called: before these events.
         self.emptied_at: list[int] = []
         self._known = known
@@ -72,14 +74,14 @@ class Ledger:
         self._held[held.key] = held
         return held
 
-    def scratch(self, nbytes: int, module: str, name: str) -> int:
-        """A block that is no tensor's."""
-        return self._allocate(nbytes, "temporary", module, None, name)
+    def scratch(self, nbytes: int, module: str, name: str) -> int | None:
+        """A block that is no tensor's; none for work of the host."""
+        return None if self.on_host else self._allocate(nbytes, "temporary", module, None, name)
 
     def workspace(self, library: str, nbytes: int, in_backward: bool) -> None:
         """A library's handle is per thread, and backward runs on a thread of its own."""
         key = (library, in_backward)
-        if key not in self._workspaces:
+        if key not in self._workspaces and not self.on_host:
             self._workspaces[key] = self._allocate(nbytes, "workspace", "", None, library)
 
     def drop(self, block: int | None) -> None:
@@ -106,7 +108,7 @@ class Ledger:
 
     def _born(self, tensor: torch.Tensor, kind: Kind, module: str, name: str = "") -> Held:
         held = self.hold(tensor.untyped_storage())
-        if held.nbytes:
+        if held.nbytes and not self.on_host:
             held.block = self._allocate(held.nbytes, kind, module, tensor, name)
         return held
 

@@ -71,10 +71,11 @@ def trace_step(
         if world is not None:
             with _disable_current_modes():
                 world.spread(module)
-        start_state(recorder, module, inputs)
+        on_host = world is not None and world.on_host
+        start_state(recorder, module, inputs, on_host)
         if world is not None:
             called = world.wrapped(module)
-        run_steps(called, inputs.args, inputs.kwargs, workload, _Recorded(recorder))
+        run_steps(called, inputs.args, inputs.kwargs, workload, _Recorded(recorder, on_host))
 
     with world.entered(device.type) if world is not None else contextlib.nullcontext():
         recorder = record(run, device, module, workload.routing)
@@ -85,12 +86,13 @@ def trace_step(
 class _Recorded(Watch):
     """Tells the recorder where in the step it is, and what things turn out to be."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, on_host: bool = False) -> None:
+        self._recorder, self._on_host = recorder, on_host
         self.device = recorder.device.type
 
     def enter(self, phase: Phase) -> None:
         self._recorder.phase = phase
+        self._recorder.ledger.on_host = self._on_host and phase == "optimizer"
 
     def begin(self, step: int) -> None:
         self._recorder.step = step
@@ -170,11 +172,13 @@ def _no_cycle_collection() -> Iterator[None]:
             gc.enable()
 
 
-def start_state(recorder: Recorder, module: torch.nn.Module, inputs: Inputs) -> None:
-    """Tell the recorder what is on the device before the step: parameters, buffers, inputs."""
+def start_state(recorder: Recorder, module: torch.nn.Module, inputs: Inputs, on_host: bool = False) -> None:
+    """Tell the recorder what is on the device before the step: parameters (unless they lie in host memory), buffers, inputs."""
     with unrecorded():
+        recorder.ledger.on_host = on_host
         for name, parameter in module.named_parameters():
             recorder.ledger.start_with(local(parameter), name, "parameter", name.rpartition(".")[0])
+        recorder.ledger.on_host = False
         for name, buffer in module.named_buffers():
             recorder.ledger.start_with(local(buffer), name, "buffer", name.rpartition(".")[0])
         for name, tensor in inputs.named():

@@ -12,6 +12,10 @@ import torch
 class World(Protocol):
     """The ranks a step runs among, seen from one of them."""
 
+    @property
+    def on_host(self) -> bool:
+        """Whether parameters lie in host memory, and the optimizer works there."""
+
     def entered(self, device: str) -> AbstractContextManager[None]:
         """Process groups between ``cuda`` or ``cpu`` devices are there, for as long as this lasts."""
 

@@ -39,6 +39,13 @@ class Fsdp1:
     settings: dict[str, Any] = field(default_factory=dict)
     after: Callable[[nn.Module], None] = lambda model: None
 
+    @property
+    def on_host(self) -> bool:
+        return False
+
+    def part(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return module, args, kwargs
+
     @contextlib.contextmanager
     def entered(self, device: str) -> Iterator[None]:
         # When another stream is done with a block is a matter of timing; what is allocated does not depend on it.

@@ -87,6 +87,13 @@ class Fsdp2:
     input_apart: bool = False
     tensor: int = 1
 
+    @property
+    def on_host(self) -> bool:
+        return False
+
+    def part(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return module, args, kwargs
+
     @contextlib.contextmanager
     def entered(self, device: str) -> Iterator[None]:
         of_loss = loss_parallel() if self.tensor > 1 else contextlib.nullcontext()

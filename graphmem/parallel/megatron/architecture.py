@@ -46,6 +46,8 @@ class Architecture:
     gated: bool = True
     rms_norm: bool = True
     bias: bool = False
+    #: Of queries, keys and values alone (Qwen 2).
+    qkv_bias: bool = False
     tied: bool = False
     #: Rows of a learned table of positions; 0: rotary.
     positions: int = 0
@@ -83,7 +85,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return Architecture(
         hidden=hidden, layers=int(text["num_hidden_layers"]), heads=heads, kv_heads=int(text.get("num_key_value_heads") or heads),
         head_size=int(text.get("head_dim") or hidden // heads), ffn=int(text["intermediate_size"]), vocabulary=int(text["vocab_size"]),
-        tied=bool(text.get("tie_word_embeddings", False)), bias=False, qk_norm=kind in ("qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"), latent=_latent(text),
+        tied=bool(text.get("tie_word_embeddings", False)), qkv_bias=kind in ("qwen2", "qwen2_moe") or bool(text.get("attention_bias")), qk_norm=kind in ("qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"), latent=_latent(text),
         experts=_experts(text, kind), predictors=int(text.get("num_nextn_predict_layers") or 0),
     )  # fmt: skip
 

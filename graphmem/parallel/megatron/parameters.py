@@ -122,6 +122,7 @@ def _attention(model: Architecture, run: Megatron) -> Iterator[Weight]:
     yield Weight("linear_qkv", (queries + 2 * keys, hidden), matrix=True)
     if model.bias:
         yield Weight("linear_proj bias", (hidden,))
+    if model.bias or model.qkv_bias:
         yield Weight("linear_qkv bias", (queries + 2 * keys,))
     if model.qk_norm:
         yield from (*_norm(model, model.head_size), *_norm(model, model.head_size))
