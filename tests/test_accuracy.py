@@ -64,3 +64,13 @@ def test_with_flash_attention_nothing_grows_with_the_square_of_the_sequence() ->
     terms = formula.derived(flash=True).terms
     assert max(powers[0] for powers in terms) == 1
     assert terms[1, 1, 1, 0] == 32 + 2  # what the paper counts without scores: 34·s·b·h
+
+
+@pytest.mark.parametrize("name", ["pr165_fsdp2_ac_active", "pr822_default_later", "pr1881_fsdp2_4x2", "7b_lora_512"])
+def test_published_memory_of_a_rank(name: str) -> None:
+    """torchtitan's FSDP2 and tensor parallelism, FSDP with LoRA: figures of the runs' own logs."""
+    from tests.accuracy.parallel_cases import CASES as RANKS
+    from tests.accuracy.parallel_cases import measure
+
+    (case,) = [case for case in RANKS if case.name == name]
+    assert abs(measure(case).error) <= 0.005

@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from graphmem.measuring.measurement import Run
 from graphmem.measuring.predict import predicted
-from graphmem.measuring.ranks import measured
+from graphmem.measuring.ranks import Ranked, measured
 from graphmem.measuring.sequences import common_length
-from graphmem.parallel.layout import parallel_of
+from graphmem.parallel.layout import Parallel, parallel_of
 from graphmem.parallel.rank import Rank
 from graphmem.tracing.device import CPU
 from graphmem.tracing.run import trace_module
@@ -37,37 +37,65 @@ def _events(run: Run) -> list[tuple[int, str]]:
     ]
 
 
+Case = tuple[Callable[[], ranks_models.Made], dict[str, int | None], dict[str, Any]]
+
+CASES: list[Case] = [
+    (ranks_models.mlp, {"dp": 2}, {}),
+    (ranks_models.llama, {"dp": 2}, {}),
+    (ranks_models.llama, {"dp": 3}, {"gradient_as_bucket_view": True}),
+    (ranks_models.llama, {"dp": 2}, {"bucket_cap_mb": 0.05}),
+    (ranks_models.mlp, {"fsdp": 4}, {}),
+    (ranks_models.uneven, {"fsdp": 4}, {}),
+    (ranks_models.llama, {"fsdp": 2}, {}),
+    (ranks_models.frozen, {"fsdp": 2}, {}),
+    (ranks_models.llama, {"fsdp": 2}, {"reshard_after_forward": False}),
+    (ranks_models.llama, {"fsdp": 4}, {"reshard_after_forward": 2}),
+    (ranks_models.llama, {"dp": 2, "fsdp": 2}, {}),
+    (ranks_models.llama, {"tp": 2}, {}),
+    (ranks_models.llama, {"tp": 4}, {}),  # of two KV heads: each is on two ranks
+    (ranks_models.llama, {"tp": 2}, {"loss_parallel": True}),
+    (ranks_models.llama, {"tp": 2, "fsdp": 2}, {}),
+]
+#: What is scattered or sent is given back when it is waited for, or when gloo's thread is done: a few events later than traced.
+LATER: list[Case] = [
+    (ranks_models.llama, {"tp": 2}, {"sequence_parallel": True}),
+    (ranks_models.llama, {"pp": 2}, {"microbatches": 3}),
+    (ranks_models.llama, {"pp": 3}, {"schedule": "GPipe"}),
+]
+
+
+def _named(case: Case) -> str:
+    make, sizes, settings = case
+    return " ".join([make.__name__, *(f"{key} {value}" for key, value in {**sizes, **settings}.items())])
+
+
+def _parallel(case: Case) -> Parallel:
+    found = parallel_of(None, case[1], case[2])
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, list[Run]]:
+    """What the ranks of every case really did; processes take longer to start than to run."""
+    cases = [*CASES, *LATER]
+    return dict(
+        zip(map(_named, cases), measured([Ranked(case[0], WORKLOAD, _parallel(case)) for case in cases]), strict=True)
+    )
+
+
+def _told(case: Case, number: int) -> Run:
+    rank = Rank(_parallel(case), number)
+    return predicted(trace_module(*rank.part(*case[0]()), WORKLOAD, CPU, "", rank))
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("make", "sizes", "settings"),
-    [
-        (ranks_models.mlp, {"dp": 2}, {}),
-        (ranks_models.llama, {"dp": 2}, {}),
-        (ranks_models.llama, {"dp": 3}, {"gradient_as_bucket_view": True}),
-        (ranks_models.llama, {"dp": 2}, {"bucket_cap_mb": 0.05}),
-        (ranks_models.mlp, {"fsdp": 4}, {}),
-        (ranks_models.uneven, {"fsdp": 4}, {}),
-        (ranks_models.llama, {"fsdp": 2}, {}),
-        (ranks_models.frozen, {"fsdp": 2}, {}),
-        (ranks_models.llama, {"fsdp": 2}, {"reshard_after_forward": False}),
-        (ranks_models.llama, {"fsdp": 4}, {"reshard_after_forward": 2}),
-        (ranks_models.llama, {"dp": 2, "fsdp": 2}, {}),
-        (ranks_models.llama, {"tp": 2}, {}),
-        (ranks_models.llama, {"tp": 4}, {}),  # of two KV heads: each is on two ranks
-        (ranks_models.llama, {"tp": 2}, {"loss_parallel": True}),
-        (ranks_models.llama, {"tp": 2, "fsdp": 2}, {}),
-    ],
-)
-def test_ranks_do_what_is_traced(
-    make: Callable[[], ranks_models.Made], sizes: dict[str, int | None], settings: dict[str, Any]
-) -> None:
-    parallel = parallel_of(None, sizes, settings)
-    assert parallel is not None
-    for number, real in enumerate(measured(make, WORKLOAD, parallel)):
-        rank = Rank(parallel, number)
-        told = predicted(trace_module(*rank.part(*make()), WORKLOAD, CPU, "", rank))
-        assert told.start == real.start
-        happened, expected = [e for e, _ in _events(real)], [e for e, _ in _events(told)]
+@pytest.mark.parametrize("case", CASES, ids=_named)
+def test_ranks_do_what_is_traced(case: Case, real: dict[str, list[Run]]) -> None:
+    for number, run in enumerate(real[_named(case)]):
+        told = _told(case, number)
+        assert told.start == run.start
+        happened, expected = [e for e, _ in _events(run)], [e for e, _ in _events(told)]
         # Every event of the real rank is foreseen, in order. What gloo's own threads release PyTorch's profiler does not always see, so that
         # a few releases may be missing from the record; nothing else may.
         common = common_length(happened, expected)
@@ -76,29 +104,16 @@ def test_ranks_do_what_is_traced(
         assert all(event < 0 for event in missing)
         assert missing.total() <= max(4, 0.01 * len(expected))
         if not missing:
-            assert abs(told.peak - real.peak) <= 4 * SMALLEST
+            assert abs(told.peak - run.peak) <= 4 * SMALLEST
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("sizes", "settings"),
-    [
-        ({"tp": 2}, {"sequence_parallel": True}),
-        ({"pp": 2}, {"microbatches": 3}),
-        ({"pp": 3}, {"schedule": "GPipe"}),
-    ],
-)
-def test_ranks_do_what_is_traced_but_for_what_gloo_gives_back_later(
-    sizes: dict[str, int | None], settings: dict[str, Any]
-) -> None:
-    # What is scattered or sent is given back when it is waited for, or when gloo's thread is done: a few events later than traced.
-    parallel = parallel_of(None, sizes, settings)
-    assert parallel is not None
-    for number, real in enumerate(measured(ranks_models.llama, WORKLOAD, parallel)):
-        rank = Rank(parallel, number)
-        told = predicted(trace_module(*rank.part(*ranks_models.llama()), WORKLOAD, CPU, "", rank))
-        happened, expected = [e for e, _ in _events(real)], [e for e, _ in _events(told)]
-        assert told.start == real.start
+@pytest.mark.parametrize("case", LATER, ids=_named)
+def test_ranks_do_what_is_traced_but_for_what_gloo_gives_back_later(case: Case, real: dict[str, list[Run]]) -> None:
+    for number, run in enumerate(real[_named(case)]):
+        told = _told(case, number)
+        happened, expected = [e for e, _ in _events(run)], [e for e, _ in _events(told)]
+        assert told.start == run.start
         assert not Counter(happened) - Counter(expected)
         assert all(event < 0 for event in Counter(expected) - Counter(happened))
         assert common_length(happened, expected) >= 0.99 * len(happened)

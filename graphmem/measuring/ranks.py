@@ -8,7 +8,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,45 @@ from graphmem.workload import Workload
 Make = Callable[[], tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]]
 
 
-def measured(make: Make, workload: Workload, parallel: Parallel) -> list[Run]:
-    """What each rank's allocator did, in the order of ranks.
+@dataclass(frozen=True)
+class Ranked:
+    """A workload, and the layout of the ranks that run it."""
+
+    make: Make
+    workload: Workload
+    parallel: Parallel
+
+
+def measured(runs: Sequence[Ranked]) -> list[list[Run]]:
+    """What each rank's allocator did, in the order of ranks, run by run. The processes are started once.
 
     Raises:
         GraphmemError: a process failed.
     """
+    count = max(run.parallel.gpus for run in runs)
     with tempfile.TemporaryDirectory() as folder:
-        given = (parallel, make, workload, _free_port(), folder)
         try:
-            torch.multiprocessing.spawn(_process, given, nprocs=parallel.gpus)
+            torch.multiprocessing.spawn(_process, (runs, [_free_port() for _ in runs], folder), nprocs=count)
         except Exception as error:
             raise GraphmemError(f"a rank failed: {error}") from error
-        return [torch.load(Path(folder, str(number)), weights_only=False) for number in range(parallel.gpus)]
+        return [
+            [torch.load(Path(folder, f"{at}-{number}"), weights_only=False) for number in range(run.parallel.gpus)]
+            for at, run in enumerate(runs)
+        ]
 
 
 #: What gloo's own threads hold is dropped a moment after an operation is over; the rank waits for that, so that the order is always the same.
 _SETTLED = 0.002
 
 
-def _process(number: int, parallel: Parallel, make: Make, workload: Workload, port: int, folder: str) -> None:
+def _process(number: int, runs: Sequence[Ranked], ports: Sequence[int], folder: str) -> None:
     torch.set_num_threads(1)
-    rank = Rank(parallel, number, gloo(port))
-    with rank.entered("cpu"), _settling():
-        torch.save(cpu.measured(*rank.part(*make()), workload, rank), Path(folder, str(number)))
+    for at, (run, port) in enumerate(zip(runs, ports, strict=True)):
+        if number >= run.parallel.gpus:
+            continue
+        rank = Rank(run.parallel, number, gloo(port))
+        with rank.entered("cpu"), _settling():
+            torch.save(cpu.measured(*rank.part(*run.make()), run.workload, rank), Path(folder, f"{at}-{number}"))
 
 
 @contextlib.contextmanager

@@ -167,7 +167,10 @@ class Scheduled(nn.Module):  # type: ignore[misc]
         """Forward and backward of all micro-batches."""
         self._watch = watch
         target = {"target": kwargs["labels"], "losses": []} if self._last else {}
-        self._schedule.step(*((kwargs["input_ids"],) if self._first else ()), **target)
+        try:
+            self._schedule.step(*((kwargs["input_ids"],) if self._first else ()), **target)
+        except RuntimeError as error:  # which says what went through the stage; what went wrong is its cause
+            raise error.__cause__ or error from None
 
     def _of_microbatch(self, output: Any, target: Any) -> torch.Tensor:
         found = self._loss(output, target)

@@ -56,4 +56,8 @@ def plans_of(module: nn.Module, parallel: Parallel) -> Plans:
         for name, style in tensor.items()
         if name not in absent and not any(t.startswith(f"{name}.") for t in absent)
     }
+    if parallel.tp > 1 and not split:
+        raise UnsupportedError(
+            f"{type(module).__name__}: its plan for tensor parallelism names none of its modules; leave --tp out"
+        )
     return Plans(split, dict(experts))

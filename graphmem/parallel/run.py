@@ -123,6 +123,15 @@ def _check(job: Job, parallel: Parallel) -> None:
             f"recipe {recipe.key!r} keeps its own fp32 masters; FSDP2 shards fp32 weights and computes in 16 bit: "
             "--recipe fp32 --param-dtype bfloat16 --reduce-dtype float32"
         )
+    cut = next((name for name in ("tp", "pp", "ep") if getattr(parallel, name) > 1), None)
+    if training.adapter is not None and cut is not None:
+        raise GraphmemError(
+            f"{cut} {getattr(parallel, cut)} and adapters together are not modelled: plans name the model's own modules; use --fsdp or --dp"
+        )
+    if parallel.tp > 1 and parallel.shards == 1 and training.clip_norm is not None:
+        raise GraphmemError(
+            f"clip-norm with tp {parallel.tp} alone: PyTorch's clip_grad_norm_ takes DTensors or plain tensors, and here are both; add --fsdp, or drop it"
+        )
     if parallel.sharding.cpu_offload and (
         parallel.shards == 1 or training.accumulation > 1 or job.device.type != "cuda"
     ):

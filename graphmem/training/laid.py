@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from graphmem.tracing.world import local
 from graphmem.training.layouts import Layout, Part, Role, Weight
 
 
@@ -53,7 +54,7 @@ class Laid(torch.optim.Optimizer):
                     self.state[parameter][part.name] = _made(part, parameter)
         needs = self.layout.first_temporaries if first and self.layout.first_temporaries else self.layout.temporaries
         alive = [_made(part, parameter) for part in needs(weight, self.options)]
-        parameter.copy_(parameter)  # stands for the kernel that updates it in place
+        local(parameter).copy_(local(parameter))  # stands for the kernel that updates it in place
         return alive
 
 
@@ -69,11 +70,11 @@ def paged_bytes(
 
 
 def weight_of(parameter: torch.Tensor, roles: Mapping[int, Role]) -> Weight:
-    """A parameter as a layout sees it."""
+    """A parameter, or the rank's part of one, as a layout sees it."""
     dtype = str(parameter.dtype).removeprefix("torch.")
-    return Weight(tuple(parameter.shape), dtype, roles.get(id(parameter), "other"))
+    return Weight(tuple(local(parameter).shape), dtype, roles.get(id(parameter), "other"))
 
 
 def _made(part: Part, like: torch.Tensor) -> torch.Tensor:
     # From the parameter, so that a recorder sees whose they are.
-    return like.new_zeros(part.shape, dtype=getattr(torch, part.dtype))
+    return local(like).new_zeros(part.shape, dtype=getattr(torch, part.dtype))

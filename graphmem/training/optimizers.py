@@ -108,7 +108,7 @@ class _MuonAndAdamW:
         others = [p for p in parameters if id(p) not in taken]
         self._optimizers = [
             *([torch.optim.Muon(hidden, **options)] if hidden else []),
-            *([torch.optim.AdamW(others)] if others else []),
+            *([torch.optim.AdamW(others, foreach=False if _mixed(others) else None)] if others else []),
         ]
 
     @property

@@ -167,7 +167,7 @@ def _policies() -> Iterator[ParallelCase]:
 _LAUNCHED = "no expandable segments: the script of then sets them, but the table is of runs on 8 to 512 GPUs, started by something else"
 _EXPANDED = "expandable segments: the script asks for them in vain, but several hosts are started by something else"
 #: From 15 August 2025 the script set ``PYTORCH_ALLOC_CONF``, which PyTorch up to 2.9 ignores (pytorch/pytorch#183387).
-_IGNORED = ""
+_IGNORED = "no expandable segments: the script asks for them by a variable that PyTorch 2.9 does not read for CUDA (pytorch#183387)"
 _TABLES = "9dec370, benchmarks/llama3_h100_202412_torchtitan.md@b5bcd76"
 #: At d9bdfbb: cuDNN's attention, which the list of saved operators did not have yet.
 _SEPARATE = _Titan(
@@ -222,15 +222,15 @@ CASES: tuple[ParallelCase, ...] = (
     _titan(
         "t3_fsdp128", _TABLES, 67.0, _Titan(_LLAMA3, 128, (2, 8192), "op", (2, 6)), _WORDS.format(128, 2, "foreach", ""), "", _LAUNCHED
     ),
-    _titan("pr1881_fsdp2_8", "d9bdfbb20 (#1881)", 47.82, _SEPARATE, _WORDS.format(8, 1, "fused", ""), _IGNORED),
+    _titan("pr1881_fsdp2_8", "d9bdfbb20 (#1881)", 47.82, _SEPARATE, _WORDS.format(8, 1, "fused", ""), "", _IGNORED),
     _titan(
         "pr1881_fsdp2_64", "d9bdfbb20 (#1881)", 31.41, replace(_SEPARATE, ranks=64), _WORDS.format(64, 1, "fused", ""), _EXPANDABLE, _EXPANDED
     ),
     _titan(
         "pr1881_fsdp2_4x2", "d9bdfbb20 (#1881)", 35.33, replace(_SEPARATE, ranks=4, tensor=2),
-        _WORDS.format("4 × 2", 1, "fused", "; tensor and sequence parallel in pairs"), _IGNORED,
+        _WORDS.format("4 × 2", 1, "fused", "; tensor and sequence parallel in pairs"), "", _IGNORED,
     ),
-    _titan("pr1690_qwen3_32b_f8_b1", "d66b72a6a (#1690)", 81.47, _QWEN3, _QWEN3_WORDS.format(8, 1), _IGNORED),
+    _titan("pr1690_qwen3_32b_f8_b1", "d66b72a6a (#1690)", 81.47, _QWEN3, _QWEN3_WORDS.format(8, 1), "", _IGNORED),
     _titan(
         "pr1690_qwen3_32b_f16_b4", "d66b72a6a (#1690)", 78.48, replace(_QWEN3, batch=(4, 4096), ranks=16), _QWEN3_WORDS.format(16, 4), _EXPANDABLE, _EXPANDED
     ),

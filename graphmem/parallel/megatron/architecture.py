@@ -46,8 +46,6 @@ class Architecture:
     gated: bool = True
     rms_norm: bool = True
     bias: bool = False
-    #: Of queries, keys and values alone (Qwen 2).
-    qkv_bias: bool = False
     tied: bool = False
     #: Rows of a learned table of positions; 0: rotary.
     positions: int = 0
@@ -57,6 +55,8 @@ class Architecture:
     experts: Experts | None = None
     #: Layers that predict further tokens (multi-token prediction), behind the last one.
     predictors: int = 0
+    #: Biases of queries, keys and values alone (Qwen 2).
+    qkv_bias: bool = False
 
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture."""
