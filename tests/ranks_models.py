@@ -37,6 +37,14 @@ def llama() -> Made:
     return transformers.LlamaForCausalLM(config), (), {"input_ids": ids, "labels": ids}
 
 
+def tied() -> Made:
+    """The llama whose head shares the embedding's weight."""
+    model, args, kwargs = llama()
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    return model, args, kwargs
+
+
 def frozen() -> Made:
     """The llama with all but its last layer and head frozen, as in fine-tuning."""
     model, args, kwargs = llama()

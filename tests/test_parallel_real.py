@@ -54,6 +54,8 @@ CASES: list[Case] = [
     (ranks_models.llama, {"tp": 2}, {}),
     (ranks_models.llama, {"tp": 4}, {}),  # of two KV heads: each is on two ranks
     (ranks_models.llama, {"tp": 2}, {"loss_parallel": True}),
+    (ranks_models.tied, {"tp": 2}, {}),
+    (ranks_models.tied, {"fsdp": 2}, {}),
     (ranks_models.llama, {"tp": 2, "fsdp": 2}, {}),
 ]
 #: What is scattered or sent is given back when it is waited for, or when gloo's thread is done: a few events later than traced.

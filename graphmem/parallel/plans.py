@@ -47,7 +47,7 @@ def plans_of(module: nn.Module, parallel: Parallel) -> Plans:
         tensor, experts, _ = resolve(DistributedConfig(pp_size=1, **sizes))
     except ValueError as error:
         raise GraphmemError(f"tp {parallel.tp}, ep {parallel.ep}: {error}") from None
-    # A head that shares its weight with the embedding is not split, since the plan leaves embeddings whole; nor what another stage has.
+    # What another pipeline stage has is not here.
     parameters = dict(module.named_parameters())
     modules = {name: child for name, child in module.named_modules() if not isinstance(child, nn.Identity)}
     absent = {name for name in tensor if name not in parameters and name not in modules}

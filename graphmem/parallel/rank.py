@@ -22,7 +22,7 @@ from graphmem.parallel.fsdp import shard
 from graphmem.parallel.layout import DIMENSIONS, Parallel
 from graphmem.parallel.pipeline import Microbatch, Scheduled, cut_for, parts_of, stages_of
 from graphmem.parallel.plans import Plans, plans_of
-from graphmem.parallel.tensor import split
+from graphmem.parallel.tensor import split, untied
 
 #: Enters a default process group of so many ranks, seen from one of them.
 Enter = Callable[[int, int], contextlib.AbstractContextManager[None]]
@@ -125,9 +125,10 @@ class Rank:
 
     def _spread(self, module: nn.Module) -> None:
         parallel = self.parallel
-        plans = plans_of(module, parallel) if parallel.tp > 1 or parallel.ep > 1 else Plans({}, {})
-        if parallel.tp > 1:
-            split(module, self._mesh["tp"], plans.tensor, parallel.sequence_parallel, parallel.loss_parallel)
+        with untied(module) if parallel.tp > 1 else contextlib.nullcontext():
+            plans = plans_of(module, parallel) if parallel.tp > 1 or parallel.ep > 1 else Plans({}, {})
+            if parallel.tp > 1:
+                split(module, self._mesh["tp"], plans.tensor, parallel.sequence_parallel, parallel.loss_parallel)
         experts = dispatch(module, self._expert_mesh["ep"], self._mesh["tp"], plans.experts) if parallel.ep > 1 else []
         if parallel.shards > 1:
             shard(module, self._shard_mesh(), parallel.sharding, experts, self._expert_shards())

@@ -7,6 +7,8 @@ gathers before, scatters after each block (Korthikanti et al. 2022, §4.2; PyTor
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,9 +32,7 @@ def split(module: nn.Module, mesh: DeviceMesh, plan: dict[str, str], sequence: b
     head = next((name for name in plan if name.rpartition(".")[2] == "lm_head"), None)
     if loss_parallel:
         if head is None:
-            raise GraphmemError(
-                f"loss-parallel: {type(module).__name__} does not split its head: its plan has none, or shares its weight with the embedding"
-            )
+            raise GraphmemError(f"loss-parallel: {type(module).__name__} does not split its head: its plan has none")
         plan = {name: style for name, style in plan.items() if not name.startswith(head)}
         _split_head(module, mesh, head)
     if sequence:
@@ -41,6 +41,21 @@ def split(module: nn.Module, mesh: DeviceMesh, plan: dict[str, str], sequence: b
         from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
         apply_tensor_parallelism(module, mesh, plan)
+
+
+@contextlib.contextmanager
+def untied(module: nn.Module) -> Iterator[None]:
+    """A head that shares its weight with the embedding has one of its own while both are split; afterwards it has the embedding's part, as when
+    transformers ties weights at the end of loading."""
+    head: Any = getattr(module, "get_output_embeddings", lambda: None)()
+    embedding: Any = getattr(module, "get_input_embeddings", lambda: None)()
+    if not hasattr(head, "weight") or getattr(embedding, "weight", None) is not head.weight:
+        yield
+        return
+    shared = head.weight
+    head.weight = nn.Parameter(torch.empty_like(shared), requires_grad=shared.requires_grad)
+    yield
+    head.weight = embedding.weight
 
 
 def _text_config(module: nn.Module) -> Any:
