@@ -47,15 +47,14 @@ def split(module: nn.Module, mesh: DeviceMesh, plan: dict[str, str], sequence: b
 def untied(module: nn.Module) -> Iterator[None]:
     """A head that shares its weight with the embedding has one of its own while both are split; afterwards it has the embedding's part, as when
     transformers ties weights at the end of loading."""
-    head: Any = getattr(module, "get_output_embeddings", lambda: None)()
-    embedding: Any = getattr(module, "get_input_embeddings", lambda: None)()
-    if not hasattr(head, "weight") or getattr(embedding, "weight", None) is not head.weight:
+    ends: list[Any] = [getattr(module, f"get_{end}_embeddings", lambda: None)() for end in ("output", "input")]
+    weights: list[Any] = [getattr(end, "weight", None) for end in ends]
+    if weights[0] is None or weights[0] is not weights[1]:
         yield
         return
-    shared = head.weight
-    head.weight = nn.Parameter(torch.empty_like(shared), requires_grad=shared.requires_grad)
+    ends[0].weight = nn.Parameter(torch.empty_like(weights[0]), requires_grad=weights[0].requires_grad)
     yield
-    head.weight = embedding.weight
+    ends[0].weight = ends[1].weight
 
 
 def _text_config(module: nn.Module) -> Any:
