@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from graphmem.timeline.events import Block, Event, Op, Value, ValueRef, refs_in
 from graphmem.tracing.folding.stacks import Stack
@@ -25,8 +25,7 @@ class NotFoldableError(Exception):
     """The trace does not repeat from unit to unit, so it must be made in full."""
 
 
-@dataclass(frozen=True)
-class _Born:
+class _Born(NamedTuple):
     """Where a value or block was made: in which pass over the units, in which unit, as its how manyth. Units None: outside."""
 
     pass_: int
@@ -98,6 +97,9 @@ class _Replica:
         self._written: list[Event] = []
         self._new_values: dict[_Born, int] = {}
         self._new_blocks: dict[_Born, int] = {}
+        #: Of an operation, found out once for all its copies: its outputs, and whether it acts on all units at once.
+        self._results: dict[int, list[tuple[int, int | None]]] = {}
+        self._spreads: dict[int, bool] = {}
 
     def build(self) -> Trace:
         if self._trace.cache_emptied:
@@ -255,16 +257,20 @@ class _Replica:
         def ref(found: Any) -> ValueRef:
             return ValueRef(self._value(found.index, found.move) if isinstance(found, _Moved) else value(found.index))
 
-        if self._spread(index):
+        if index not in self._spreads:
+            self._spreads[index] = self._spread(index)
+        if self._spreads[index]:
             for event, further in self._spread_events(self._events.get(index, [])):
                 self._write_event(event, further, place)
         else:
             for event in self._events.get(index, ()):
                 self._write_event(event, seen(self._block_born[event.block]), place)
+        if index not in self._results:
+            self._results[index] = self._outputs(op, unit)
         outputs = tuple(
             [
                 value(found) if further is None else self._value(found, further)
-                for found, further in self._outputs(op, unit)
+                for found, further in self._results[index]
             ]
         )
         args = _mapped(op.args, ref, self._spread_refs if unit is None else None)
