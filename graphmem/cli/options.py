@@ -58,7 +58,7 @@ allocator_options: Callable[[_Command], _Command] = _all(
 #: steps, batch_size, seq_len, packed, inputs, attention, routing, trust_remote_code
 training_options: Callable[[_Command], _Command] = _all(
     click.option("--batch-size", type=click.IntRange(min=1), help="Sequences of a micro-batch, for a model id.  [default: 1]"),
-    click.option("--seq-len", type=click.IntRange(min=1), help="Tokens, for a model id.  [default: 1024, or what the model takes]"),
+    click.option("--seq-len", type=click.IntRange(min=1), help="Tokens, for a model id.  [default: 1024 (--engine megatron: 4096), or what the model takes]"),
     click.option("--packing", "packed", is_flag=True, help="The batch's sequences in one row, each with positions from 0."),
     click.option("--input", "inputs", multiple=True, metavar="TEXT", help='For package.module:factory: "int64[1,2048]", or "mask=bool[1,2048]".'),
     click.option("--recipe", metavar="NAME", help="Precision: fp32, amp-bf16, amp-fp16, mixed, mixed-fp16, mixed-fp32-grads, bf16-fp32-states, bf16, fp16, bf16-adam8bit, fp8-torchao, fp8-te.  [default: weights as stored]"),

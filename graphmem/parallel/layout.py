@@ -157,7 +157,22 @@ def parallel_of(gpus: int | None, sizes: Mapping[str, int | None], settings: Map
                 f"{next(iter(given)).replace('_', '-')}: is about several GPUs; add --gpus with --fsdp, --dp, --tp or --pp"
             )
         return None
-    return Parallel(**factored(gpus, chosen), **_placed(given))
+    parallel = Parallel(**factored(gpus, chosen), **_placed(given))
+    _refuse_settings_of_nothing(parallel, given)
+    return parallel
+
+
+def _refuse_settings_of_nothing(parallel: Parallel, given: Mapping[str, Any]) -> None:
+    """A setting that nothing would follow is a mistake, not a wish to ignore."""
+    about: tuple[tuple[Any, bool, str], ...] = (
+        (Sharding, parallel.shards > 1, "FSDP2's shards; add --fsdp"),
+        (Buckets, parallel.dp > 1 and parallel.shards == 1, "DDP's buckets; add --dp, without --fsdp"),
+        (Pipeline, parallel.pp > 1, "a pipeline's; add --pp"),
+    )
+    for kind, there, of in about:
+        for name in (entry.name for entry in fields(kind)):
+            if name in given and not there:
+                raise GraphmemError(f"{name.replace('_', '-')}: is about {of}")
 
 
 def factored(gpus: int | None, sizes: dict[str, int]) -> dict[str, Any]:
@@ -179,7 +194,13 @@ def factored(gpus: int | None, sizes: dict[str, int]) -> dict[str, Any]:
     if gpus != known:
         left = gpus // known
         raise GraphmemError(
-            f"gpus {gpus}: {said or 'no dimension'} makes {known}; say what the other factor of {left} is: --fsdp {left}, --dp {left}, --tp, --pp"
+            f"gpus {gpus}: "
+            + (
+                f"{said} makes {known}; say what the other factor of {left} is"
+                if said
+                else "say how they share the work"
+            )
+            + f": --fsdp {left}, --dp {left}, --tp {left}, --pp {left}"
         )
     return sizes
 

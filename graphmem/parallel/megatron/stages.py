@@ -28,9 +28,13 @@ def chunks_of(layers: int, stages: int, chunks: int, stage: int, predictors: int
     ends = 0 if layers % parts == 0 else 1
     each, rest = divmod(layers + 2 * ends, parts)
     if rest or layers < parts:
+        fitting = [
+            n for n in range(2, layers // chunks + 1) if not layers % (n * chunks) or not (layers + 2) % (n * chunks)
+        ]
         raise GraphmemError(
             f"{layers} layers, or {layers + 2} with embedding and loss, are not divided by {stages} stages"
             + (f" × {chunks} chunks" if chunks > 1 else "")
+            + f"; pp can be {', '.join(map(str, fitting)) or '1'}"
         )
     found = []
     for chunk in range(chunks):
