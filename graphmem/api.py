@@ -261,7 +261,7 @@ def plan(
     gpu: str,
     gpus: int,
     global_batch: int,
-    seq_len: int = 4096,
+    seq_len: int | None = None,
     engine: str = "megatron",
     top: int = 10,
     revision: str | None = None,
@@ -276,7 +276,7 @@ def plan(
         gpu: of the table (``"H100-80GB"``).
         gpus: how many.
         global_batch: sequences of a step, over all GPUs.
-        seq_len: tokens of a sequence.
+        seq_len: tokens of a sequence; None: 4,096, or what the model takes.
         engine: ``"megatron"``: data, tensor, pipeline and expert parallelism by formula; ``"torch"``: FSDP2 and DTensor, traced.
         top: how many of those that fit are traced where they were only reckoned.
         progress: is told what is being looked at.
@@ -291,26 +291,29 @@ def plan(
     from graphmem.tracing.targets import require_torch
 
     require_torch()
+    from graphmem.parallel.megatron.run import usual_length
     from graphmem.parallel.plan import megatron_plan, torch_plan
+    from graphmem.sources.load import load
     from graphmem.tracing.device import traced_for
 
     if engine not in ("megatron", "torch"):
         raise GraphmemError(f"engine {engine!r}: plan with 'megatron' or 'torch'")
     for name, count in (("gpus", gpus), ("global_batch", global_batch), ("seq_len", seq_len)):
-        if count < 1:
+        if count is not None and count < 1:
             raise GraphmemError(f"{name} {count}: must be 1 or more")
     device, access = traced_for(None, gpu, None), Access(revision, token, offline)
     if engine == "megatron":
         return megatron_plan(str(target), device, gpus, global_batch, seq_len, access)
+    length = seq_len or min(usual_length(section.config or {}) for section in load(target, access).sections)
 
     def traced(**choices: Any) -> Any:
         mixed = {"param_dtype": "bfloat16", "reduce_dtype": "float32"} if "fsdp" in choices else {}
         return train(
-            target, gpu=gpu, seq_len=seq_len, recipe="fp32" if mixed else "bf16", revision=revision, token=token, offline=offline,
+            target, gpu=gpu, seq_len=length, recipe="fp32" if mixed else "mixed", revision=revision, token=token, offline=offline,
             parallel=mixed, **choices,
         )  # fmt: skip
 
-    return torch_plan(str(target), device, gpus, global_batch, seq_len, traced, top, progress)
+    return torch_plan(str(target), device, gpus, global_batch, length, traced, top, progress)
 
 
 def infer(

@@ -292,7 +292,7 @@ def test_explained_states_are_what_is_counted() -> None:
     (spec, _) = specs_of([state, Attention(8, 128, 128)], release("0.28.0"), BF16, 16, 8192)
     assert spec.per_token == (20480 * 3 + 256 * 64 * 256) * 2
     assert spec.arithmetic == "20480 channels × 3 convolution inputs × 2 B + 256 × 64 × 256 × 2 B"
-    assert state.explained(1, 4, 4) == "20480 channels × 3 convolution inputs × 4 B + 256 × 64 × 256 × 4 B"
+    assert state.explained(4, 4, columns_less=1) == "20480 channels × 3 convolution inputs × 4 B + 256 × 64 × 256 × 4 B"
 
 
 def test_what_would_make_it_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from graphmem.parallel.choose import Asked, layout_of
 from graphmem.parallel.layout import Parallel, parallel_of
 from graphmem.parallel.megatron.activations import layer
 from graphmem.parallel.megatron.architecture import Architecture, Experts
+from graphmem.parallel.megatron.cost import operations
 from graphmem.parallel.megatron.parameters import weights
 from graphmem.parallel.megatron.settings import Megatron
 from graphmem.parallel.megatron.stages import chunks_of, in_flight
@@ -100,6 +102,11 @@ def test_a_size_without_a_number_takes_what_is_left_over() -> None:
         ("openai-community/gpt2", ["--engine", "megatron", "--gpus", "16", "--pp", "16"], "12 layers"),
         ("openai-community/gpt2", ["--gpus", "8", "--zero", "2", "--recipe", "fp8-te"], "DeepSpeed trains with"),
         ("openai-community/gpt2", ["--gpus", "8", "--fsdp", "--recipe", "mixed"], "keeps its own fp32 masters"),
+        ("openai-community/gpt2", ["--gpus", "4", "--fsdp", "--microbatches", "4"], "is about a pipeline's"),
+        ("openai-community/gpt2", ["--gpus", "4", "--dp", "--param-dtype", "bfloat16"], "is about FSDP2's shards"),
+        ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--accumulation", "4"], "are --microbatches"),
+        ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--cp", "4", "--seq-len", "60"], "two chunks"),
+        ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--chunks", "2"], "add --pp"),
         ("openai-community/gpt2", ["--gpus", "1", "--fsdp"], "one GPU: leave the parallel options out"),
     ],
 )
@@ -328,6 +335,25 @@ def test_a_plan_lists_what_fits_the_cheapest_first() -> None:
     sizes = [layout for layout in plan.looked_at if layout.left < 0]
     assert sizes, "some do not fit, and are not listed"
     assert "Layouts that fit" in repr(plan)
+
+
+@pytest.mark.parametrize("sizes", [{"dp": 8}, {"dp": 8, "ep": 8}, {"tp": 8, "ep": 8, "etp": 1}, {"dp": 4, "tp": 2, "ep": 4, "etp": 1}])
+def test_however_experts_lie_a_step_is_as_much_work(sizes: dict[str, int]) -> None:
+    """6 a token and active weight (Narayanan et al. 2021, appendix), by hand; routers are computed on every tensor-parallel rank."""
+    model = Architecture(
+        layers=2, hidden=1024, heads=8, kv_heads=8, head_size=128, vocabulary=0, ffn=4096, experts=Experts(count=64, top_k=4, ffn=4096)
+    )  # fmt: skip
+    run = Megatron(**sizes, seq_length=128, microbatches=8 // sizes.get("dp", 1))
+    active = 2 * (4 * 1024 * 1024 + 4 * 3 * 1024 * 4096)
+    attention = 12 * 2 * 128 * 1024
+    assert operations(model, run) * run.world == pytest.approx((6 * active + attention) * 128 * 8, rel=0.02)
+
+
+def test_the_first_row_of_a_plan_is_a_command_that_leaves_as_much() -> None:
+    plan = graphmem.plan("Qwen/Qwen3-30B-A3B", gpu="H100-80GB", gpus=64, global_batch=512, offline=True)
+    (note,) = (note for note in plan.report().notes if note.startswith("first row: graphmem train "))
+    found = CliRunner().invoke(train_command, [*shlex.split(note)[4:], "--offline", "-q"])
+    assert f"({plan.fitting[0].left:,} bytes)" in found.output
 
 
 def test_a_plan_without_layouts_says_so() -> None:

@@ -16,7 +16,9 @@ from graphmem.cli.progress import working
 @click.option("--gpu", required=True, metavar="NAME", help="H100-80GB, B200, …")
 @click.option("--gpus", type=click.IntRange(min=2), required=True, help="How many.")
 @click.option("--global-batch", type=click.IntRange(min=1), required=True, help="Sequences of a step, over all GPUs.")
-@click.option("--seq-len", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens of a sequence.")
+@click.option(
+    "--seq-len", type=click.IntRange(min=1), help="Tokens of a sequence.  [default: 4096, or what the model takes]"
+)
 @click.option(
     "--engine",
     type=click.Choice(["torch", "megatron"]),
@@ -28,7 +30,7 @@ from graphmem.cli.progress import working
 @source_options
 @output_options("a layout")
 def command(
-    target: str, gpu: str, gpus: int, global_batch: int, seq_len: int, engine: str, top: int, revision: str | None, token: str | None, offline: bool,
+    target: str, gpu: str, gpus: int, global_batch: int, seq_len: int | None, engine: str, top: int, revision: str | None, token: str | None, offline: bool,
     as_json: bool, as_csv: bool, as_markdown: bool, output: Path | None, quiet: bool, debug: bool,
 ) -> None:  # fmt: skip
     """Which layouts of a training run fit on so many GPUs, and which is the cheapest?

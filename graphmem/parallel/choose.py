@@ -79,7 +79,8 @@ def _known(engine: str, kind: Any, settings: dict[str, Any]) -> None:
     names = [entry.name for entry in fields(kind) if entry.name not in (*DIMENSIONS, "ep", "stage", "ranks")]
     for name in settings:
         if name not in names:
-            raise GraphmemError(f"{name.replace('_', '-')} is no setting of {engine}; it takes {', '.join(names)}")
+            known = ", ".join(one.replace("_", "-") for one in names)
+            raise GraphmemError(f"{name.replace('_', '-')} is no setting of {engine}; it takes {known}")
 
 
 def spread_over(job: Job, layout: Layout) -> ParallelRun | ZeroRun | MegatronRun:
@@ -119,6 +120,12 @@ def _as_megatron(training: Training, settings: Megatron) -> Megatron:
     if training.adapter is not None or training.load_in is not None or training.compile or training.offload:
         raise GraphmemError(
             "adapters, quantized weights, compile and offload are not modelled for engine 'megatron'; leave them out"
+        )
+    if training.accumulation > 1:
+        raise GraphmemError("accumulation: Megatron's micro-batches of a step are --microbatches")
+    if training.loss_head != "full" or training.clip_norm is not None:
+        raise GraphmemError(
+            "loss and clip-norm: Megatron has its own loss over a split vocabulary, and clips in place; leave them out for engine 'megatron'"
         )
     if training.optimizer not in (None, "AdamW", "Adam"):
         raise GraphmemError(f"optimizer {training.optimizer}: engine 'megatron' is about Adam; leave it out")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
-from graphmem.errors import GraphmemError, UnsupportedError
+from graphmem.errors import GraphmemError
 from graphmem.report import Column, Figure, Report, Row, Section, Table
 from graphmem.sources.load import Access
 from graphmem.tracing.device import Device
 
 if TYPE_CHECKING:
     from graphmem.parallel.megatron.run import MegatronRun
+    from graphmem.parallel.megatron.settings import Megatron
 
 #: Floating-point operations that take as long as a byte sent: an H100's 989 TFLOP/s in bf16 against 450 GB/s of NVLink (NVIDIA's data sheet).
 OPERATIONS_A_BYTE = 2200
@@ -37,6 +39,8 @@ class Layout:
     #: Share of a step in which a stage waits for others.
     bubble: float = 0.0
     basis: Literal["formula", "traced"] = "formula"
+    #: Options of ``graphmem train`` for it, beside those of the plan.
+    options: str = ""
 
     @property
     def cost(self) -> float:
@@ -70,9 +74,10 @@ class Plan:
                 self.fitting[:top],
             )
         ]
-        if not self.fitting:
-            nearest = sorted(self.looked_at, key=lambda one: -one.left)[:top]
-            tables = [_table("nearest", "None fits; the nearest", tuple(nearest))]
+        listed = self.fitting[:top]
+        if not listed:
+            listed = tuple(sorted(self.looked_at, key=lambda one: -one.left)[:top])
+            tables = [_table("nearest", "None fits; the nearest, and by how much (Left)", listed)]
         figures = (
             Figure("gpus", "GPUs", f"{self.gpus:,} × {self.device.name}", "text", "assumed"),
             Figure(
@@ -86,8 +91,10 @@ class Plan:
         )
         notes = (
             f"cost: operations of a GPU in a step, recomputation included, and {OPERATIONS_A_BYTE:,} for each byte it sends, times the pipeline's bubble; "
-            "1.00 is the cheapest that fits. A proxy, for comparing: nothing is timed",
+            "1.00 is the cheapest listed. A proxy, for comparing: nothing is timed",
             "left: on the GPU, beside its CUDA context and NCCL's buffers",
+            f"first row: graphmem train {self.target} --gpu {quote(self.device.name)} --gpus {self.gpus} --seq-len {self.seq_len} {listed[0].options}",
+            *(() if self.fitting else ("to fit: more GPUs, larger ones, or a smaller --seq-len",)),
         )
         return Report("plan", self.target, self.origin, (Section("", figures, tuple(tables)),), notes)
 
@@ -121,7 +128,9 @@ def _table(key: str, title: str, layouts: tuple[Layout, ...]) -> Table:
     return Table(key, title, columns, tuple(rows), "formula")
 
 
-def megatron_plan(target: str, device: Device, gpus: int, global_batch: int, seq_len: int, access: Access) -> Plan:
+def megatron_plan(
+    target: str, device: Device, gpus: int, global_batch: int, seq_len: int | None, access: Access
+) -> Plan:
     """Tensor, pipeline, data and expert parallelism of Megatron, all by formula.
 
     Raises:
@@ -131,6 +140,7 @@ def megatron_plan(target: str, device: Device, gpus: int, global_batch: int, seq
     from graphmem.parallel.megatron.settings import Megatron
 
     base = megatron_run(target, Megatron(sequence_parallel=False), device, access, seq_len=seq_len)
+    length = base.settings.seq_length
     found: list[Layout] = []
     for tp, pp, ep in _sizes(gpus, base.model.layers, base.model.experts is not None):
         dp = gpus // (tp * pp)
@@ -140,7 +150,7 @@ def megatron_plan(target: str, device: Device, gpus: int, global_batch: int, seq
             for way in (None, "full"):  # with fused attention, selective recomputation has nothing left to recompute
                 try:
                     settings = Megatron(
-                        tp=tp, pp=pp, dp=dp, ep=ep, etp=1 if ep > 1 else None, sequence_parallel=tp > 1, micro_batch_size=micro, seq_length=seq_len,
+                        tp=tp, pp=pp, dp=dp, ep=ep, etp=1 if ep > 1 else None, sequence_parallel=tp > 1, micro_batch_size=micro, seq_length=length,
                         microbatches=global_batch // (dp * micro), recompute_granularity=way, recompute_method="uniform" if way == "full" else None,
                     )  # fmt: skip
                     run = replace(base, settings=settings)
@@ -148,7 +158,7 @@ def megatron_plan(target: str, device: Device, gpus: int, global_batch: int, seq
                 except GraphmemError:  # heads or layers that do not divide
                     continue
                 found.append(_of_megatron(run, peak))
-    return _plan(base.target, f"Megatron-Core by formula; {base.origin}", device, gpus, global_batch, seq_len, found)
+    return _plan(base.target, f"Megatron-Core by formula; {base.origin}", device, gpus, global_batch, length, found)
 
 
 def _of_megatron(run: MegatronRun, peak: int) -> Layout:
@@ -158,8 +168,18 @@ def _of_megatron(run: MegatronRun, peak: int) -> Layout:
     sizes = " × ".join(f"{name} {getattr(given, name)}" for name in ("dp", "tp", "pp") if getattr(given, name) > 1)
     return Layout(
         sizes + (f", ep {given.ep}" if given.ep > 1 else ""), given.micro_batch_size, given.microbatches, given.recompute_granularity or "none", peak,
-        run.margin or 0, operations(run.model, given), sent(run.model, given), (given.pp - 1) / given.microbatches,
+        run.margin or 0, operations(run.model, given), sent(run.model, given), (given.pp - 1) / given.microbatches, options=_megatron_options(given),
     )  # fmt: skip
+
+
+def _megatron_options(given: Megatron) -> str:
+    sizes = [f"--{name} {getattr(given, name)}" for name in ("dp", "tp", "pp", "ep") if getattr(given, name) > 1]
+    own = [
+        *(["--etp 1"] if given.etp is not None and given.etp != given.tp else []), *(["--sequence-parallel"] if given.sequence_parallel else []),
+        f"--batch-size {given.micro_batch_size}", f"--microbatches {given.microbatches}",
+        *(["--checkpointing layers"] if given.recompute_granularity == "full" else []),
+    ]  # fmt: skip
+    return " ".join(["--engine megatron", *sizes, *own])
 
 
 def _sizes(gpus: int, layers: int, experts: bool) -> Iterator[tuple[int, int, int]]:
@@ -189,6 +209,7 @@ def torch_plan(
         GraphmemError: no layout divides the model and the batch.
     """
     found: list[Layout] = []
+    refused: GraphmemError | None = None
     for tp in (size for size in _TENSOR if gpus % size == 0):
         fsdp = gpus // tp
         for way in (None, "layers"):
@@ -196,10 +217,13 @@ def torch_plan(
             progress(f"fsdp {fsdp}, tp {tp}, recompute {way or 'none'}")
             try:
                 known = {micro: _traced(traced, tp, fsdp, micro, way, global_batch) for micro in sizes[:2]}
-            except (UnsupportedError, GraphmemError):
+            except GraphmemError as error:
+                refused = refused or error
                 continue
             found += known.values()
             found += (_beyond(known, micro, fsdp, global_batch) for micro in sizes[2:] if len(known) == 2)
+    if not found and refused is not None:
+        raise refused
     plan = _plan(target, f"FSDP2 and DTensor, traced for {device.name}", device, gpus, global_batch, seq_len, found)
     for one in plan.fitting[:top]:
         if one.basis == "formula":
@@ -219,13 +243,24 @@ def _traced(traced: Callable[..., Any], tp: int, fsdp: int, micro: int, way: str
     from graphmem.training.flops import flops
 
     sizes = {name: size for name, size in (("fsdp", fsdp), ("tp", tp)) if size > 1}
-    run = traced(batch_size=micro, checkpointing=way, **sizes)
     again = global_batch // (fsdp * micro)
-    counted = flops(run.trace)
-    sent = sum(one.sent for one in run.fullest.communication)
+    run_of = min(again, 2)  # from the second micro-batch on, gradients of the ones before lie there
+    run = traced(batch_size=micro, checkpointing=way, accumulation=run_of, **sizes)
+    counted = sum(flops(run.trace).values()) // run_of
+    sent = sum(one.sent for one in run.fullest.communication) // run_of
     return Layout(
         " × ".join(f"{name} {size}" for name, size in sizes.items()), micro, again, way or "none", run.reserved, run.margin or 0,
-        sum(counted.values()) * again, sent * again, basis="traced",
+        counted * again, sent * again, basis="traced", options=_torch_options(sizes, micro, way, again),
+    )  # fmt: skip
+
+
+def _torch_options(sizes: dict[str, int], micro: int, way: str | None, again: int) -> str:
+    """Of the recipe that `graphmem.plan` traces: weights or their masters in fp32, products in bfloat16."""
+    precision = "--recipe fp32 --param-dtype bfloat16 --reduce-dtype float32" if "fsdp" in sizes else "--recipe mixed"
+    chosen = [f"--{name} {size}" for name, size in sizes.items()]
+    return " ".join(
+        [*chosen, precision, f"--batch-size {micro}", *([f"--checkpointing {way}"] if way else []),
+         *([f"--accumulation {again}"] if again > 1 else [])]
     )  # fmt: skip
 
 
@@ -239,7 +274,7 @@ def _beyond(known: dict[int, Layout], micro: int, fsdp: int, global_batch: int) 
 
     again = global_batch // (fsdp * micro)
     return replace(
-        one, micro_batch=micro, accumulation=again, peak=scaled(one.peak, two.peak), left=scaled(one.left, two.left),
+        one, micro_batch=micro, accumulation=again, options="", peak=scaled(one.peak, two.peak), left=scaled(one.left, two.left),
         operations=scaled(one.operations // one.accumulation, two.operations // two.accumulation) * again,
         sent=scaled(one.sent // one.accumulation, two.sent // two.accumulation) * again, basis="formula",
     )  # fmt: skip

@@ -79,7 +79,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         return _gpt2(text)
     if kind not in _LLAMAS:
         raise UnsupportedError(
-            f"model type {kind!r}: --engine megatron knows {', '.join((*_LLAMAS, 'gpt2'))}; without it the model's own code is traced"
+            f"model type {kind!r}: --engine megatron knows {', '.join((*_LLAMAS, 'gpt2'))}; --engine torch traces the model's own code"
         )
     hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
     return Architecture(

@@ -19,7 +19,11 @@ def operations(model: Architecture, run: Megatron) -> int:
         used = 0.0
         for chunk in here:
             for weight in weights(model, run, chunk):
-                share = model.experts.top_k * run.ep / model.experts.count if weight.expert and model.experts else 1.0
+                share = 1.0
+                if (
+                    weight.expert and model.experts
+                ):  # ranks of tensor parallelism share out the tokens that experts split no further see
+                    share = model.experts.top_k * run.ep / model.experts.count * run.expert_tp / run.tp
                 used += weight.numel * share if len(weight.shape) > 1 and "embeddings" not in weight.name else 0
         attention = (
             12 * sum(len(chunk.layers) for chunk in here) * run.seq_length * model.heads * model.head_size / run.tp
@@ -36,9 +40,11 @@ def sent(model: Architecture, run: Megatron) -> int:
     whole = 2 * run.tokens * model.hidden
     again = 2 if run.recompute_granularity == "full" else 1
     reduced = 2 * (run.tp - 1) / run.tp * whole * (2 * again + 2) * layers * run.microbatches
-    ranks = run.dp * run.cp
-    size = sum(weight.numel for chunk in chunks for weight in weights(model, run, chunk))
-    states = (ranks - 1) / ranks * size * (4 + 2)
+    held = [weight for chunk in chunks for weight in weights(model, run, chunk)]
+    states = sum(
+        (ranks - 1) / ranks * (4 + 2) * sum(weight.numel for weight in held if weight.expert == expert)
+        for expert, ranks in ((False, run.dp * run.cp), (True, run.expert_dp))
+    )
     handed = 2 * hidden_bytes(model, run) * run.microbatches * run.chunks if run.pp > 1 else 0
     routed = 0.0
     if model.experts is not None and run.ep > 1:

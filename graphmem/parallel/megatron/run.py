@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -85,6 +86,12 @@ class MegatronRun:
         return self.report()[key]
 
 
+def usual_length(config: Mapping[str, Any]) -> int:
+    """`SEQUENCE`, or what a model takes."""
+    most = config.get("max_position_embeddings") or config.get("n_positions")
+    return min(SEQUENCE, most) if isinstance(most, int) else SEQUENCE
+
+
 def megatron_run(
     target: Any,
     settings: Megatron,
@@ -108,8 +115,7 @@ def megatron_run(
             f"{target}: has {'several models' if configs else 'no config.json'}; engine 'megatron' trains one model with a config"
         )
     model = architecture_of(configs[0])
-    most = configs[0].get("max_position_embeddings")
-    length = seq_len or min(SEQUENCE, most if isinstance(most, int) else SEQUENCE)
+    length = seq_len or usual_length(configs[0])
     run = replace(
         settings, seq_length=length, micro_batch_size=batch_size or settings.micro_batch_size,
         microbatches=max(settings.microbatches, settings.pp) if settings.microbatches == 1 else settings.microbatches,

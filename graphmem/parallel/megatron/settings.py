@@ -75,6 +75,12 @@ class Megatron:
             raise GraphmemError(
                 f"seq-length {self.seq_length} is not divided by tp {self.tp} × cp {self.cp}, which sequence parallelism takes"
             )
+        if self.cp > 1 and self.seq_length % (2 * self.cp):
+            raise GraphmemError(
+                f"seq-length {self.seq_length} is not divided by 2 × cp {self.cp}: each rank gets two chunks of it"
+            )
+        if self.chunks > 1 and self.pp == 1:
+            raise GraphmemError(f"chunks {self.chunks}: are of a pipeline's stages; add --pp")
         if (self.dp * self.cp * self.tp) % (self.ep * (self.etp or self.tp)):
             raise GraphmemError(
                 f"ep {self.ep} × expert tp {self.etp or self.tp} does not divide the {self.dp * self.cp * self.tp} ranks of a stage (dp {self.dp} × cp {self.cp} × tp {self.tp})"
