@@ -105,7 +105,11 @@ def test_a_size_without_a_number_takes_what_is_left_over() -> None:
         ("openai-community/gpt2", ["--gpus", "4", "--fsdp", "--microbatches", "4"], "is about a pipeline's"),
         ("openai-community/gpt2", ["--gpus", "4", "--dp", "--param-dtype", "bfloat16"], "is about FSDP2's shards"),
         ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--accumulation", "4"], "are --microbatches"),
-        ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--cp", "4", "--seq-len", "60"], "two chunks"),
+        (
+            "openai-community/gpt2",
+            ["--gpus", "4", "--engine", "megatron", "--cp", "4", "--seq-len", "60"],
+            "two chunks",
+        ),
         ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--chunks", "2"], "add --pp"),
         ("openai-community/gpt2", ["--gpus", "1", "--fsdp"], "one GPU: leave the parallel options out"),
     ],
@@ -337,7 +341,9 @@ def test_a_plan_lists_what_fits_the_cheapest_first() -> None:
     assert "Layouts that fit" in repr(plan)
 
 
-@pytest.mark.parametrize("sizes", [{"dp": 8}, {"dp": 8, "ep": 8}, {"tp": 8, "ep": 8, "etp": 1}, {"dp": 4, "tp": 2, "ep": 4, "etp": 1}])
+@pytest.mark.parametrize(
+    "sizes", [{"dp": 8}, {"dp": 8, "ep": 8}, {"tp": 8, "ep": 8, "etp": 1}, {"dp": 4, "tp": 2, "ep": 4, "etp": 1}]
+)
 def test_however_experts_lie_a_step_is_as_much_work(sizes: dict[str, int]) -> None:
     """6 a token and active weight (Narayanan et al. 2021, appendix), by hand; routers are computed on every tensor-parallel rank."""
     model = Architecture(
