@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_a_size_without_a_number_takes_what_is_left_over() -> None:
             "two chunks",
         ),
         ("openai-community/gpt2", ["--gpus", "4", "--engine", "megatron", "--chunks", "2"], "add --pp"),
+        ("openai-community/gpt2", ["--gpus", "4", "--dp", "2", "--tp", "2"], "takes no DTensors"),
+        (
+            "openai-community/gpt2",
+            ["--gpus", "4", "--pp", "4", "--microbatches", "2"],
+            "1F1B takes at least one a stage",
+        ),
+        ("openai-community/gpt2", ["--gpus", "4", "--cp", "--attention", "eager"], "the ring is made of sdpa"),
+        ("state-spaces/mamba-130m-hf", ["--gpus", "4", "--cp"], "has states"),
+        ("google/gemma-3-1b-it", ["--gpus", "2", "--cp", "--seq-len", "1024"], "attention within 512 tokens"),
+        ("openai-community/gpt2", ["--gpus", "4", "--zero", "2", "--compile"], "compile on several GPUs"),
+        ("openai-community/gpt2", ["--gpus", "4", "--zero", "2", "-o", "x.pickle"], "no snapshot of a rank"),
         ("openai-community/gpt2", ["--gpus", "1", "--fsdp"], "one GPU: leave the parallel options out"),
     ],
 )
@@ -353,6 +365,40 @@ def test_however_experts_lie_a_step_is_as_much_work(sizes: dict[str, int]) -> No
     active = 2 * (4 * 1024 * 1024 + 4 * 3 * 1024 * 4096)
     attention = 12 * 2 * 128 * 1024
     assert operations(model, run) * run.world == pytest.approx((6 * active + attention) * 128 * 8, rel=0.02)
+
+
+def test_copies_of_fp16_gradients_are_of_the_rank_s_shard() -> None:
+    """And there in the optimizer's step, so that a peak is never less than what is kept."""
+    run = graphmem.train(
+        "openai-community/gpt2", offline=True, gpus=8, engine="megatron", recipe="mixed-fp16", seq_len=64
+    )
+    (stage,) = run.stages
+    (copies,) = (line for line in stage.steady if line.what == "fp32 copies of fp16 gradients")
+    assert copies.nbytes == 4 * run["parameters"] // 8
+    assert stage.peak >= stage.allocated
+
+
+def test_adapters_have_masters_under_deepspeed() -> None:
+    """bf16 casts the whole model, and keeps 4 + 8 bytes of what is trained (DeepSpeed, runtime/bf16_optimizer.py)."""
+    run = graphmem.train("openai-community/gpt2", offline=True, gpus=4, zero=2, adapter="lora", seq_len=64)
+    assert run["k"] == 12
+
+
+@needs_distributed
+@pytest.mark.parametrize(
+    "arguments",
+    [["--gpus", "2", "--zero", "2"], ["--gpus", "2", "--fsdp"], ["--gpus", "2", "--engine", "megatron", "--pp", "2"]],
+)
+def test_there_is_a_csv(arguments: list[str]) -> None:
+    found = CliRunner().invoke(
+        train_command, ["openai-community/gpt2", "--offline", "-q", "--seq-len", "64", "--csv", *arguments]
+    )
+    rows = list(csv.DictReader(found.output.splitlines()))
+    assert len(rows) > 1
+    header = list(rows[0])
+    if "communication" in header:
+        kinds = header[header.index("later") + 1 :]
+        assert all(int(row["later"]) == sum(int(row[kind]) for kind in kinds) for row in rows)
 
 
 def test_the_first_row_of_a_plan_is_a_command_that_leaves_as_much() -> None:

@@ -58,6 +58,8 @@ def command(
     chosen = choose_format(format_flags(as_json, as_csv, as_markdown), output, snapshot=True)
     if check and gpu is None and memory is None:
         raise GraphmemError("--fits needs a GPU to fit on; add --gpu NAME or --memory SIZE")
+    if chosen == "snapshot" and given["zero"] is not None:
+        raise GraphmemError("zero: states are partitioned by formula: there is no snapshot of a rank; use -o FILE.json")
     # DDP's logger has no clock for the meta device, and says so; read when torch is first imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with working("Tracing", quiet):

@@ -33,10 +33,11 @@ def part_of_sequence(
     """
     tokens, labels = kwargs.get("input_ids"), kwargs.get("labels")
     kind = type(module).__name__
-    if args or tokens is None or labels is None or not kind.endswith("ForCausalLM"):
+    if args or tokens is None or labels is None or not kind.endswith(("ForCausalLM", "LMHeadModel")):
         raise UnsupportedError(
             f"{kind}: context parallelism is run of causal language models of transformers by name; leave --cp out"
         )
+    _refuse_what_is_no_ring(module, tokens.shape[1])
     if tokens.shape[1] % (2 * ranks):
         raise GraphmemError(
             f"cp {ranks}: a sequence of {tokens.shape[1]:,} tokens is not divided into {2 * ranks} parts, two a rank"
@@ -51,3 +52,25 @@ def part_of_sequence(
         "shift_labels": labels[:, here].contiguous(),
         "position_ids": positions,
     }
+
+
+def _refuse_what_is_no_ring(module: torch.nn.Module, length: int) -> None:
+    """PyTorch's ring takes the place of causal `scaled_dot_product_attention` only; every other layer would see its own rank's tokens alone.
+
+    Raises:
+        UnsupportedError: the model has such layers, and which.
+    """
+    config: Any = module.config
+    kind, how = type(module).__name__, getattr(config, "_attn_implementation", "sdpa")
+    types = getattr(config, "layer_types", None) or ()
+    others = sorted({str(one) for one in types} - {"full_attention"})
+    if getattr(module, "_is_stateful", False) or "linear_attention" in others:
+        raise UnsupportedError(f"{kind}: has states, which PyTorch's context_parallel does not hand on; leave --cp out")
+    if how != "sdpa":
+        raise UnsupportedError(f"cp: the ring is made of sdpa, not of attention {how!r}; leave --attention out")
+    window = getattr(config, "sliding_window", None)
+    windowed = bool(others) if types else getattr(config, "use_sliding_window", True)
+    if isinstance(window, int) and windowed and length > window:
+        raise UnsupportedError(
+            f"{kind}: attention within {window:,} tokens is not what PyTorch's ring computes; leave --cp out, or --seq-len {window}"
+        )

@@ -99,6 +99,14 @@ class Parallel:
             raise GraphmemError("sequence-parallel: is about activations between tensor-parallel layers; add --tp")
         if self.loss_parallel and self.tp == 1:
             raise GraphmemError("loss-parallel: is about a head that is split over tensor-parallel ranks; add --tp")
+        if (
+            self.pipeline.schedule == "1F1B"
+            and self.pipeline.microbatches is not None
+            and self.pipeline.microbatches < self.pp
+        ):
+            raise GraphmemError(
+                f"microbatches {self.pipeline.microbatches}: PyTorch's 1F1B takes at least one a stage, and pp is {self.pp}; use --schedule GPipe, or more"
+            )
         within = self.shards * self.tp
         if self.ep > 1 and (within % self.ep or self.ep % self.tp):
             raise GraphmemError(

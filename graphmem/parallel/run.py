@@ -128,6 +128,10 @@ def _check(job: Job, parallel: Parallel) -> None:
         raise GraphmemError(
             f"{cut} {getattr(parallel, cut)} and adapters together are not modelled: plans name the model's own modules; use --fsdp or --dp"
         )
+    if parallel.tp > 1 and parallel.dp > 1 and parallel.shards == 1:
+        raise GraphmemError(
+            f"dp {parallel.dp} × tp {parallel.tp}: PyTorch's DDP takes no DTensors; use --fsdp {parallel.dp} in place of --dp"
+        )
     if parallel.tp > 1 and parallel.shards == 1 and training.clip_norm is not None:
         raise GraphmemError(
             f"clip-norm with tp {parallel.tp} alone: PyTorch's clip_grad_norm_ takes DTensors or plain tensors, and here are both; add --fsdp, or drop it"

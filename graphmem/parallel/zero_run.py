@@ -129,6 +129,8 @@ def partitioned(job: Job, zero: Zero) -> ZeroRun:
         raise GraphmemError(
             f"zero and load-in {job.training.load_in}: DeepSpeed with quantized weights is not modelled; --fsdp runs it"
         )
+    if job.training.compile:
+        raise GraphmemError("compile on several GPUs is not modelled: drop it")
     training = job.training if job.training.recipe is not None else replace(job.training, recipe="mixed")
     recipe = training.precision
     assert recipe is not None
@@ -140,7 +142,9 @@ def partitioned(job: Job, zero: Zero) -> ZeroRun:
     kept = max((nbytes for nbytes in _optimizer_bytes(alone.trace)), default=0)
     small, largest = _modules(alone.trace)
     weights = sum(block.nbytes for block in alone.trace.blocks if block.op is None and block.kind == "parameter")
-    frozen = max(weights - psi * recipe.weights, 0)
+    # Adapters are traced as peft makes them, in fp32 without masters; DeepSpeed casts them like all the model.
+    traced, master = (4, 0) if job.training.adapter is not None and recipe.master else (recipe.weights, recipe.master)
+    frozen = max(weights - psi * traced, 0)
     model = Model(
         psi,
         largest,
@@ -148,7 +152,7 @@ def partitioned(job: Job, zero: Zero) -> ZeroRun:
         recipe.weights,
         recipe.gradients,
         recipe.master,
-        max(kept / psi - recipe.master, 0.0) if psi else 0.0,
+        max(kept / psi - master, 0.0) if psi else 0.0,
         frozen,
     )
     return ZeroRun(replace(zero, accumulation=training.accumulation), model, alone)

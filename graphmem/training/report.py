@@ -141,12 +141,15 @@ _KINDS = (
     ("buffer", "Buffers"), ("gradient", "Gradients"), ("optimizer", "Optimizer"), ("activation", "Activations"), ("temporary", "Temporary"),
     ("workspace", "Workspaces"),
 )  # fmt: skip
+#: Of several GPUs only.
+_GATHERED = ("communication", "Communication")
 
 
 def _stages(found: list[StagePeak]) -> Table:
+    kinds_here = [*_KINDS, *(one for one in (_GATHERED,) if any(one[0] in peak.kinds for peak in found))]
     columns = (
         Column("stage", "Stage"), Column("first", "First step", "bytes"), Column("later", "Later steps", "bytes"),
-        *(Column(key, title, "bytes", detail=True) for key, title in _KINDS),
+        *(Column(key, title, "bytes", detail=True) for key, title in kinds_here),
     )  # fmt: skip
     last = max((peak.step for peak in found), default=0)
     by_step = {(peak.step, peak.stage): peak for peak in found}
@@ -156,7 +159,7 @@ def _stages(found: list[StagePeak]) -> Table:
         shown = later or first
         if shown is None:
             continue
-        kinds = [shown.kinds.get(key, 0) for key, _ in _KINDS]  # type: ignore[call-overload]
+        kinds = [shown.kinds.get(key, 0) for key, _ in kinds_here]  # type: ignore[call-overload]
         rows.append((stage, first.peak if first else None, later.peak if later else None, *kinds))
     notes = (
         "the peak of each stage, everything counted; by kind in the last step traced. Later steps begin with optimizer states in place",

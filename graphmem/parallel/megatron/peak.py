@@ -69,7 +69,7 @@ def memory_of(
     moments = {
         name: (*filled, *(line for line in lines if line.nbytes)) for name, lines in _moments(model, run, here, stage)
     }
-    return RankMemory(stage, steady, moments)
+    return RankMemory(stage, steady, {**moments, "optimizer step": steady})
 
 
 def saved(model: Architecture, run: Megatron, chunks: Sequence[Chunk], stage: int) -> int:

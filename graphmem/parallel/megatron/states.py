@@ -41,16 +41,21 @@ def states(model: Architecture, run: Megatron, chunks: Sequence[Chunk]) -> Itera
     """
     totals = {"parameter": 0, "gradient": 0, "optimizer": 0}
     for chunk in chunks:
-        found = list(weights(model, run, chunk))
-        for expert, ranks in ((False, run.dp * run.cp), (True, run.expert_dp)):
-            here = [weight for weight in found if weight.expert == expert]
-            sharers = max(ranks // run.num_distributed_optimizer_instances, 1)
+        for here, sharers in _shared_out(model, run, chunk):
             held = _distributed(here, sharers, run.fp16) if run.use_distributed_optimizer else _whole(here, run.fp16)
             for kind, nbytes in held:
                 totals[kind] += nbytes
     yield Line("parameter", "16-bit parameters", totals["parameter"])
     yield Line("gradient", "main gradients", totals["gradient"])
     yield Line("optimizer", "fp32 parameters and Adam's moments", totals["optimizer"])
+
+
+def _shared_out(model: Architecture, run: Megatron, chunk: Chunk) -> Iterator[tuple[list[Weight], int]]:
+    """Dense weights, then experts, and the ranks that their optimizer states are spread over."""
+    found = list(weights(model, run, chunk))
+    for expert, ranks in ((False, run.dp * run.cp), (True, run.expert_dp)):
+        sharers = max(ranks // run.num_distributed_optimizer_instances, 1) if run.use_distributed_optimizer else 1
+        yield [weight for weight in found if weight.expert == expert], sharers
 
 
 def _distributed(found: Sequence[Weight], ranks: int, fp16: bool) -> Iterator[tuple[str, int]]:
@@ -70,8 +75,15 @@ def _whole(found: Sequence[Weight], fp16: bool) -> Iterator[tuple[str, int]]:
 
 
 def fp32_gradients(model: Architecture, run: Megatron, chunks: Sequence[Chunk]) -> int:
-    """Copies of fp16 gradients for fp32 parameters, made in the step and kept until gradients are zeroed (core/optimizer/optimizer.py)."""
-    return 4 * sum(weight.numel for chunk in chunks for weight in weights(model, run, chunk)) if run.fp16 else 0
+    """Copies of fp16 gradients for fp32 parameters, made in the step and kept until gradients are zeroed (core/optimizer/optimizer.py);
+    of a rank's own shard with the distributed optimizer (core/optimizer/distrib_optimizer.py)."""
+    if not run.fp16:
+        return 0
+    return sum(
+        4 * sum(weight.numel for weight in here) // sharers
+        for chunk in chunks
+        for here, sharers in _shared_out(model, run, chunk)
+    )
 
 
 def kept(
